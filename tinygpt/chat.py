@@ -1,0 +1,54 @@
+"""Chat in a terminal: python -m tinygpt.chat [FOLDER]"""
+
+import sys
+from pathlib import Path
+
+import tyro
+
+from tinygpt.checkpoint import load_checkpoint
+from tinygpt.config import run_command
+from tinygpt.generate import stream
+from tinygpt.sampling import Sampling
+
+
+def chat(folder: Path = Path("checkpoints/tinygpt-chat"), /, device: str = "auto",
+         sampling: Sampling = Sampling()) -> None:
+    """Chat with a trained TinyGPT in the terminal.
+
+    Args:
+        folder: Checkpoint folder, as train.py writes it.
+        device: cpu, cuda, mps; auto takes the fastest one present.
+        sampling: How replies are drawn.
+    """
+    model, tokenizer = load_checkpoint(folder, device)
+    print("Say something. An empty line starts a new conversation; Ctrl-D or Ctrl-C leaves.")
+    turns: list[str] = []
+    while True:
+        try:
+            message = input("You: " if sys.stdin.isatty() else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if not message:
+            turns = []
+            print("(a new conversation)")
+            continue
+        turns.append(message)
+        print("Bot: ", end="", flush=True)
+        reply = ""
+        try:
+            for step in stream(model, tokenizer, turns, sampling):
+                reply += step.text
+                print(step.text, end="", flush=True)
+        except KeyboardInterrupt:
+            print(" (stopped)", end="")
+        print()
+        turns.append(reply)
+
+
+def main() -> None:
+    run_command(lambda: tyro.cli(chat, prog="python -m tinygpt.chat", config=(tyro.conf.OmitArgPrefixes,)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Every size and setting of a model and its training, in one flat, frozen dataclass."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+
+class TinyGPTError(Exception):
+    """A mistake its maker can mend: one sentence with what, where, what is allowed, what to do."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Checked on creation: `TinyGPTError` lists every problem at once.
+
+    The defaults are the reference model: 8 pre-norm layers, 6 heads of 64, 128 tokens.
+    """
+
+    # The model
+    vocab_size: int = 32_000
+    """Pieces in the vocabulary; a small corpus may yield fewer, and the model shrinks with it."""
+    seq_len: int = 128
+    """Longest sequence the model sees, in tokens."""
+    embed_dim: int = 384
+    """Width of the residual stream; a multiple of num_heads."""
+    num_heads: int = 6
+    """Attention heads a layer."""
+    num_layers: int = 8
+    """Decoder blocks."""
+    ff_hidden: int = 1536
+    """Hidden width of the feed-forward network; usually 4 x embed_dim."""
+    dropout: float = 0.05
+    """Share of activations zeroed in training, 0 to below 1."""
+    head: Literal["adaptive", "tied"] = "adaptive"
+    """Output layer: adaptive softmax, or plain softmax sharing the token embedding (GPT-2's)."""
+
+    # The data
+    role_shift: bool = False
+    """Learn each dialogue twice, the second time with the speakers' roles exchanged."""
+    replies_only: tuple[str, ...] = ("prosocial",)
+    """Data sets (part of their name) whose User turns are read but never learned."""
+
+    # The training
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest."""
+    lr: float = 1e-4
+    """Peak learning rate; Muon's updates are scaled to the size of AdamW's, so one serves both."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of the matrices and embeddings, times the learning rate a step."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls to zero after the warm-up."""
+    warmup_ratio: float = 0.05
+    """Share of all steps during which the learning rate rises, 0 to 1."""
+    batch_size: int = 32
+    """Rows of seq_len tokens an optimizer step."""
+    epochs: int = 10
+    """Passes over the training rows."""
+    grad_clip: float = 1.0
+    """Longest gradient (L2 norm over all parameters) before it is scaled down."""
+    eval_interval: int = 500
+    """Optimizer steps between validations; a resumable state is saved at each."""
+    eval_rows: int = 1024
+    """Validation rows looked at, spread evenly; 0 looks at all."""
+    patience: int = 5
+    """Validations without improvement before training stops early; 0 never stops early."""
+    seed: int = 0
+    """Seed of the weights, the order of the rows and dropout."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the blocks; auto: bf16 or fp16 on CUDA, fp32 elsewhere."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto takes the fastest one present."""
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            raise TinyGPTError("These settings cannot work:\n" + "\n".join(f"  {p}" for p in problems))
+
+    def _problems(self):
+        """One sentence for each value that cannot work, with what is allowed."""
+        for name in ("vocab_size", "embed_dim", "num_heads", "num_layers", "ff_hidden", "batch_size", "epochs",
+                     "eval_interval"):
+            if getattr(self, name) < 1:
+                yield f"{name} is {getattr(self, name)}; give a whole number of at least 1."
+        for name in ("eval_rows", "patience", "seed"):
+            if getattr(self, name) < 0:
+                yield f"{name} is {getattr(self, name)}; give 0 or more."
+        for name in ("lr", "grad_clip"):
+            if not 0 < getattr(self, name) < float("inf"):
+                yield f"{name} is {getattr(self, name)}; give a number above 0, for example {Config.__dict__[name]}."
+        if self.seq_len < 16:
+            yield f"seq_len is {self.seq_len}; give at least 16 tokens, enough for a question and a reply."
+        if not 0 <= self.dropout < 1:
+            yield f"dropout is {self.dropout}; give a share from 0 to below 1, for example 0.1."
+        if not 0 <= self.warmup_ratio <= 1:
+            yield f"warmup_ratio is {self.warmup_ratio}; give a share from 0 to 1, for example 0.05."
+        if not 0 <= self.weight_decay < float("inf"):
+            yield f"weight_decay is {self.weight_decay}; give 0 or more, for example 0.01."
+        if self.num_heads > 0 and self.embed_dim % self.num_heads:
+            below = self.embed_dim // self.num_heads * self.num_heads
+            yield (f"embed_dim {self.embed_dim} does not divide into num_heads {self.num_heads}; "
+                   f"take embed_dim {max(below, self.num_heads)} or {below + self.num_heads}, or another num_heads.")
+        for name, kind in (("head", ("adaptive", "tied")), ("optimizer", ("adamw", "muon")),
+                           ("schedule", ("cosine", "linear")), ("precision", ("auto", "fp32", "bf16", "fp16"))):
+            if getattr(self, name) not in kind:
+                yield f"{name} is {getattr(self, name)!r}; choose one of {', '.join(kind)}."
+
+
+PRESETS: dict[str, Config] = {
+    "reference": Config(),
+    "chat": Config(role_shift=True, optimizer="muon", lr=1e-3, dropout=0.1, weight_decay=0.1, schedule="linear",
+                   eval_interval=200, eval_rows=512),
+    "nano": Config(vocab_size=1024, embed_dim=96, num_heads=3, num_layers=2, ff_hidden=384, dropout=0.0,
+                   role_shift=True, lr=3e-3, batch_size=16, epochs=40, eval_interval=50),
+}
+
+
+def to_json(config: Config) -> dict:
+    """`config` as plain JSON values, in the order of its fields."""
+    return dataclasses.asdict(config)
+
+
+def from_json(values: dict, origin: str) -> Config:
+    """The `Config` that `to_json` wrote; `origin` names the file in the error for a value that does not fit."""
+    known = {field.name: field for field in dataclasses.fields(Config)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise TinyGPTError(f"{origin} has settings unknown to this version: {', '.join(unknown)}. "
+                           "Remove them or use the version that wrote the file.")
+    for name, value in values.items():
+        expected = type(getattr(PRESETS["reference"], name))
+        fits = isinstance(value, (int, float)) if expected is float else isinstance(value, expected)
+        if name == "replies_only":
+            fits = isinstance(value, list) and all(isinstance(v, str) for v in value)
+        if not fits or (expected is int and isinstance(value, bool)):
+            raise TinyGPTError(f"{origin}: {name} is {value!r}; expected {expected.__name__}. Mend the file.")
+    return Config(**{**values, "replies_only": tuple(values.get("replies_only", ()))})
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs a command line's `main`; a `TinyGPTError` becomes one message on stderr and exit code 2."""
+    try:
+        main()
+    except TinyGPTError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

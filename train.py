@@ -1,0 +1,48 @@
+"""Train a TinyGPT: python train.py --preset chat --data dailydialog prosocial_dialog --out checkpoints/mine"""
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tinygpt.config import PRESETS, Config, run_command
+from tinygpt.data import prepare
+from tinygpt.trainer import Trainer, load_run
+
+
+@dataclass(frozen=True)
+class Command:
+    """Train a TinyGPT on dialogues.
+
+    Every setting of the model and its training is a flag; those not given come from the preset.
+    """
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    preset: str = "reference"
+    """Where settings not given come from: reference (the plain recipe), chat (the tuned one that made the bundled
+    model), nano (seconds on a CPU)."""
+    data: list[str] = field(default_factory=lambda: ["dailydialog", "prosocial_dialog"])
+    """JSON-lines files, folders of them (train.jsonl, validation.jsonl), or Hugging Face Hub sets."""
+    out: Path = Path("checkpoints/run")
+    """Folder for the checkpoint, the log and the resumable state."""
+    resume: Path | None = None
+    """Go on with the run in this folder; all other flags come from there."""
+
+
+def main() -> None:
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", choices=list(PRESETS), default="reference")
+    preset = first.parse_known_args()[0].preset
+    command = tyro.cli(Command, default=Command(PRESETS[preset], preset=preset), prog="train.py")
+    if command.resume:
+        config, sources = load_run(command.resume)
+        Trainer(config, prepare(sources, config), command.resume, sources).resume()
+    else:
+        data = prepare(command.data, command.config)
+        Trainer(command.config, data, command.out, command.data).start()
+
+
+if __name__ == "__main__":
+    run_command(main)
