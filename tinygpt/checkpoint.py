@@ -22,7 +22,7 @@ from tinygpt.tokenizer import Tokenizer
 
 def save_checkpoint(folder: str | Path, model: TinyGPT, tokenizer: Tokenizer,
                     dtype: torch.dtype = torch.float32) -> None:
-    """Writes the model into `folder`, made if missing. `dtype` float16 halves the file, for a model to be given away."""
+    """Writes the model into `folder`, made if missing. `dtype` float16 halves the file, for a model to give away."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = json.dumps(to_json(model.config), indent=2).encode()
@@ -45,10 +45,10 @@ def load_checkpoint(folder: str | Path, device: str | torch.device | None = None
     path = folder / "model.safetensors"
     tensors, metadata = read_tensors(path)
     if metadata.get("tokenizer") != hashlib.sha256(tokenizer.model).hexdigest():
-        raise TinyGPTError(f"{folder / 'tokenizer.model'} (vocabulary {tokenizer.vocab_size}) is not the one that {path} "
-                           f"(vocabulary {config.vocab_size}) was trained with; put back the tokenizer.model that came "
-                           "with it.")
-    if metadata.get("config") != json.dumps(to_json(config)):
+        raise TinyGPTError(f"{folder / 'tokenizer.model'} (vocabulary {tokenizer.vocab_size}) is not the one that "
+                           f"{path} (vocabulary {config.vocab_size}) was trained with; put back the tokenizer.model "
+                           "that came with it.")
+    if metadata.get("config") != json.dumps(json.loads((folder / "config.json").read_bytes())):
         raise TinyGPTError(f"{folder / 'config.json'} does not describe {path}; put back the config.json that came "
                            "with it.")
     with torch.device("meta"):  # no memory and no initialisation for weights that are about to be replaced

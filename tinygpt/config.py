@@ -2,9 +2,9 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 
 class TinyGPTError(Exception):
@@ -55,8 +55,8 @@ class Config:
     """Share of all steps during which the learning rate rises, 0 to 1."""
     batch_size: int = 32
     """Rows of seq_len tokens an optimizer step."""
-    epochs: int = 10
-    """Passes over the training rows."""
+    epochs: float = 10.0
+    """Passes over the training rows; 2.5 stops in the middle of the third."""
     grad_clip: float = 1.0
     """Longest gradient (L2 norm over all parameters) before it is scaled down."""
     eval_interval: int = 500
@@ -77,18 +77,25 @@ class Config:
         if problems:
             raise TinyGPTError("These settings cannot work:\n" + "\n".join(f"  {p}" for p in problems))
 
-    def _problems(self):
+    def _problems(self) -> Iterator[str]:
         """One sentence for each value that cannot work, with what is allowed."""
-        for name in ("vocab_size", "embed_dim", "num_heads", "num_layers", "ff_hidden", "batch_size", "epochs",
-                     "eval_interval"):
+        misfits = [(field.name, field.default) for field in dataclasses.fields(self)
+                   if not is_like(getattr(self, field.name), field.default)]
+        for name, default in misfits:
+            yield f"{name} is {getattr(self, name)!r}; give {KINDS[type(default)]}, for example {default!r}."
+        if misfits:
+            return  # the checks below compare numbers
+        for name in ("vocab_size", "embed_dim", "num_heads", "num_layers", "ff_hidden", "batch_size", "eval_interval"):
             if getattr(self, name) < 1:
                 yield f"{name} is {getattr(self, name)}; give a whole number of at least 1."
-        for name in ("eval_rows", "patience", "seed"):
+        for name in ("eval_rows", "patience"):
             if getattr(self, name) < 0:
                 yield f"{name} is {getattr(self, name)}; give 0 or more."
-        for name in ("lr", "grad_clip"):
+        if not 0 <= self.seed < 2**63:
+            yield f"seed is {self.seed}; give a whole number from 0 to 2^63 - 1."
+        for name in ("lr", "grad_clip", "epochs"):
             if not 0 < getattr(self, name) < float("inf"):
-                yield f"{name} is {getattr(self, name)}; give a number above 0, for example {Config.__dict__[name]}."
+                yield f"{name} is {getattr(self, name)}; give a number above 0, for example {getattr(Config, name)}."
         if self.seq_len < 16:
             yield f"seq_len is {self.seq_len}; give at least 16 tokens, enough for a question and a reply."
         if not 0 <= self.dropout < 1:
@@ -101,15 +108,27 @@ class Config:
             below = self.embed_dim // self.num_heads * self.num_heads
             yield (f"embed_dim {self.embed_dim} does not divide into num_heads {self.num_heads}; "
                    f"take embed_dim {max(below, self.num_heads)} or {below + self.num_heads}, or another num_heads.")
-        for name, kind in (("head", ("adaptive", "tied")), ("optimizer", ("adamw", "muon")),
-                           ("schedule", ("cosine", "linear")), ("precision", ("auto", "fp32", "bf16", "fp16"))):
-            if getattr(self, name) not in kind:
-                yield f"{name} is {getattr(self, name)!r}; choose one of {', '.join(kind)}."
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                yield f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}."
+
+
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "a list of texts"}
+CHOICES = {name: get_args(kind) for name, kind in get_type_hints(Config).items() if get_origin(kind) is Literal}
+
+
+def is_like(value: object, default: object) -> bool:
+    """Whether `value` is of the kind of `default`; a whole number also serves where any number does."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is type(default)
 
 
 PRESETS: dict[str, Config] = {
     "reference": Config(),
-    "chat": Config(role_shift=True, optimizer="muon", lr=1e-3, dropout=0.1, weight_decay=0.1, schedule="linear",
+    "chat": Config(role_shift=True, optimizer="muon", lr=3e-3, dropout=0.1, weight_decay=0.1, schedule="linear",
                    eval_interval=200, eval_rows=512),
     "nano": Config(vocab_size=1024, embed_dim=96, num_heads=3, num_layers=2, ff_hidden=384, dropout=0.0,
                    role_shift=True, lr=3e-3, batch_size=16, epochs=40, eval_interval=50),
@@ -123,25 +142,24 @@ def to_json(config: Config) -> dict:
 
 def from_json(values: dict, origin: str) -> Config:
     """The `Config` that `to_json` wrote; `origin` names the file in the error for a value that does not fit."""
-    known = {field.name: field for field in dataclasses.fields(Config)}
-    unknown = sorted(set(values) - set(known))
+    unknown = sorted(set(values) - {field.name for field in dataclasses.fields(Config)})
     if unknown:
         raise TinyGPTError(f"{origin} has settings unknown to this version: {', '.join(unknown)}. "
                            "Remove them or use the version that wrote the file.")
-    for name, value in values.items():
-        expected = type(getattr(PRESETS["reference"], name))
-        fits = isinstance(value, (int, float)) if expected is float else isinstance(value, expected)
-        if name == "replies_only":
-            fits = isinstance(value, list) and all(isinstance(v, str) for v in value)
-        if not fits or (expected is int and isinstance(value, bool)):
-            raise TinyGPTError(f"{origin}: {name} is {value!r}; expected {expected.__name__}. Mend the file.")
-    return Config(**{**values, "replies_only": tuple(values.get("replies_only", ()))})
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    try:
+        return Config(**values)
+    except TinyGPTError as error:
+        raise TinyGPTError(f"{origin}: {error}") from None
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Runs a command line's `main`; a `TinyGPTError` becomes one message on stderr and exit code 2."""
+    """Runs a command line's `main`; a `TinyGPTError`, or a file that cannot be read or written, becomes one message
+    on stderr and exit code 2.
+    """
     try:
         main()
-    except TinyGPTError as error:
-        print(f"Error: {error}", file=sys.stderr)
+    except (TinyGPTError, OSError) as error:
+        named = isinstance(error, OSError) and error.filename
+        print(f"Error: {error.filename}: {error.strerror}" if named else f"Error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -93,9 +93,13 @@ def prepare(sources: Sequence[str], config: Config, tokenizer: Tokenizer | None 
             print(f"Learning a vocabulary from {len(texts):,} turns ...", flush=True)
             tokenizer = Tokenizer.train(texts, config.vocab_size)
         write_rows(folder, corpora, report, tokenizer, config)
+    tokenizer = Tokenizer.load(folder / "tokenizer.model")
+    if tokenizer.vocab_size != config.vocab_size:
+        print(f"The vocabulary has {tokenizer.vocab_size:,} pieces, not {config.vocab_size:,}: that is what these "
+              "dialogues hold. The model is sized to fit.")
     train, validation = (Rows(*(np.load(folder / f"{split}_{part}.npy", mmap_mode="r") for part in ("ids", "learned")))
                          for split in SPLITS[:2])
-    return Prepared(Tokenizer.load(folder / "tokenizer.model"), train, validation,
+    return Prepared(tokenizer, train, validation,
                     json.loads((folder / "report.json").read_text()))
 
 
@@ -190,6 +194,7 @@ def load_from_hub(source: str) -> Corpus:
     """Tries the known copies of `source` (or the id itself) and says which served, or why none did."""
     import datasets  # heavy, and only needed here
 
+    print(f"Asking the Hugging Face Hub for {source} ...", flush=True)
     failures = []
     for hub_id, revision in HUB.get(source, [(source, None)]):
         try:
@@ -198,11 +203,14 @@ def load_from_hub(source: str) -> Corpus:
             check_size(source, splits)
         except Exception as error:  # whatever the Hub or its libraries raise, the next copy may serve
             failures.append(f"{hub_id}: {type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}")
+            if isinstance(error, ConnectionError):
+                break  # no network: the other copies are out of reach too
             continue
         print(f"{source}: served by {hub_id} on the Hugging Face Hub.")
         return Corpus(source, splits, f"https://huggingface.co/datasets/{hub_id}")
-    raise TinyGPTError(f"{source} could not be loaded from the Hugging Face Hub; check the network, or give --data a "
-                       "local folder of JSON lines.\n" + "\n".join(f"  {failure}" for failure in failures))
+    raise TinyGPTError(f"{source} is no file or folder here, and could not be loaded from the Hugging Face Hub; check "
+                       "the spelling and the network, or give --data a local folder of JSON lines.\n"
+                       + "\n".join(f"  {failure}" for failure in failures))
 
 
 def dialogues_of(rows) -> list[Dialogue]:
@@ -210,7 +218,10 @@ def dialogues_of(rows) -> list[Dialogue]:
     columns = set(rows.column_names)
     for name in ("turns", "dialog", "dialogue", "utterances"):
         if name in columns:
-            return [list(turns) for turns in rows[name]]
+            dialogues = list(rows[name])
+            if not all(isinstance(turns, list) and all(isinstance(t, str) for t in turns) for turns in dialogues):
+                raise TinyGPTError(f"its column {name} does not hold lists of texts")
+            return dialogues
     grouped = defaultdict(list)
     if {"context", "response", "dialogue_id"} <= columns:
         for number, context, response in zip(rows["dialogue_id"], rows["context"], rows["response"], strict=True):

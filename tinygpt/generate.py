@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from tinygpt.model import Cache, TinyGPT
 from tinygpt.sampling import Sampling, distribution
-from tinygpt.tokenizer import BOS, BOT, EOS, PAD, SEP, UNK, USER, Prompt, Tokenizer
+from tinygpt.tokenizer import BOS, BOT, EOS, MARKERS, PAD, SEP, UNK, USER, Prompt, Tokenizer
 
 NEVER_SAID = [PAD, UNK, BOS, USER, BOT]  # the model says text and ends its turn; it never writes another speaker's
 Reason = Literal["end", "stop", "length", "window"]
@@ -20,8 +21,8 @@ class Step:
     """One token of a reply, as it is drawn."""
 
     id: int
-    text: str  # what it adds to the reply; an unfinished UTF-8 character waits for its last byte
-    probability: float  # in the model's own distribution
+    text: str  # what it adds to the reply; an unfinished UTF-8 character waits for its last byte, or is left out
+    probability: float  # in the model's own distribution, of all tokens
     drawn_with: float  # in the distribution after `Sampling`'s stages
     reason: Reason | None = None  # set on the last step: the Bot's turn ended, the dialogue ended, max_new_tokens or
     #                               seq_len was reached ("stop", "end", "length", "window")
@@ -57,25 +58,30 @@ def _steps(model: TinyGPT, tokenizer: Tokenizer, prompt: Prompt, sampling: Sampl
     hidden = model.hidden(torch.tensor([ids], device=device), cache)[:, -1]  # (1, C)
     reply, said = [], ""
     while True:
-        logits = model.logits(hidden)  # (1, V)
-        logits[:, NEVER_SAID] = -torch.inf
-        if not reply:
-            logits[:, [SEP, EOS]] = -torch.inf  # a reply has at least one token
-        drawn_from = distribution(logits, torch.tensor([ids], device=device), sampling)  # (1, V)
-        token = int(torch.multinomial(drawn_from[0].cpu(), 1, generator=dice))
-        probabilities = float(logits.softmax(dim=-1)[0, token]), float(drawn_from[0, token])
+        token, *probabilities = draw(model.logits(hidden), ids, not reply, sampling, dice)
         if token in (SEP, EOS):
-            rest = tokenizer.decode(reply)[len(said):]
-            yield Step(token, rest, *probabilities, reason="stop" if token == SEP else "end")
+            yield Step(token, "", *probabilities, reason="stop" if token == SEP else "end")
             return
         ids.append(token)
         reply.append(token)
-        text = tokenizer.decode(reply)
+        text = tokenizer.decode(reply).rstrip("\ufffd")  # bytes of an unfinished character decode to U+FFFD
         reason = ("length" if len(reply) >= sampling.max_new_tokens else
                   "window" if len(ids) >= model.config.seq_len else None)
-        safe = len(text) if reason else len(text.rstrip("\ufffd"))  # unfinished bytes decode to U+FFFD
-        yield Step(token, text[len(said):safe], *probabilities, reason)
+        yield Step(token, text[len(said):], *probabilities, reason)
         if reason:
             return
-        said = text[:safe]
+        said = text
         hidden = model.hidden(torch.tensor([[token]], device=device), cache)[:, -1]  # (1, C)
+
+
+def draw(logits: Tensor, ids: list[int], first: bool, sampling: Sampling, dice: torch.Generator) -> tuple:
+    """Draws the token after `ids` from logits (1, V): its id, its probability in the model's own distribution, and
+    the one it was drawn with. The `first` token of a reply is always text; markers are no repetition.
+    """
+    own = logits.softmax(dim=-1)  # (1, V)
+    never = [*NEVER_SAID, SEP, EOS] if first else NEVER_SAID
+    allowed = logits.index_fill(-1, torch.tensor(never, device=logits.device), -torch.inf)  # (1, V)
+    seen = torch.tensor([[i for i in ids if i >= len(MARKERS)]], device=logits.device, dtype=torch.int64)  # (1, S)
+    drawn_from = distribution(allowed, seen, sampling)  # (1, V)
+    token = int(torch.multinomial(drawn_from[0].cpu(), 1, generator=dice))
+    return token, float(own[0, token]), float(drawn_from[0, token])

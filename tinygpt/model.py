@@ -188,9 +188,8 @@ class TinyGPT(nn.Module):
             return losses.view_as(targets)
         learned = targets != IGNORE  # the adaptive head has no ignore_index, so it sees only these
         losses = torch.zeros(targets.shape, device=hidden.device)  # (B, T)
-        if learned.any():
-            with torch.autocast(hidden.device.type, enabled=False):
-                losses[learned] = -self.head(hidden[learned].float(), targets[learned]).output
+        with torch.autocast(hidden.device.type, enabled=False):
+            losses[learned] = -self.head(hidden[learned].float(), targets[learned]).output
         return losses
 
 

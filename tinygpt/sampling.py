@@ -32,11 +32,11 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, allowed, fits in (
                 ("temperature", "a number from 0 to 5", lambda v: 0 <= v <= 5),
-                ("top_k", "a whole number of 0 or more", lambda v: v == int(v) and v >= 0),
+                ("top_k", "a whole number of 0 or more", lambda v: isinstance(v, int) and v >= 0),
                 ("top_p", "a number above 0, up to 1", lambda v: 0 < v <= 1),
                 ("repetition_penalty", "a number from 1 to 5", lambda v: 1 <= v <= 5),
-                ("max_new_tokens", "a whole number of at least 1", lambda v: v == int(v) and v >= 1),
-                ("seed", "a whole number from -1 to 2^63 - 1", lambda v: v == int(v) and -1 <= v < 2**63)):
+                ("max_new_tokens", "a whole number of at least 1", lambda v: isinstance(v, int) and v >= 1),
+                ("seed", "a whole number from -1 to 2^63 - 1", lambda v: isinstance(v, int) and -1 <= v < 2**63)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or value != value or not fits(value):
                 raise TinyGPTError(f"{name} is {value!r}; give {allowed}.")
@@ -51,8 +51,8 @@ def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 
 def scale_by_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Divides by the temperature; 0 keeps nothing but the likeliest token."""
-    return keep_top_k(logits, 1) if temperature == 0 else logits / temperature  # (B, V)
+    """Divides by the temperature; 0, or next to it (logits would overflow), keeps only the likeliest token."""
+    return keep_top_k(logits, 1) if temperature < 1e-5 else logits / temperature  # (B, V)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:

@@ -45,11 +45,12 @@ class Tokenizer:
         self.pieces = sentencepiece.SentencePieceProcessor()
         try:
             self.pieces.LoadFromSerializedProto(model)
-        except RuntimeError:
+            first = tuple(map(self.pieces.id_to_piece, range(min(len(MARKERS), self.pieces.vocab_size()))))
+        except (RuntimeError, UnicodeDecodeError):
             raise TinyGPTError(f"{origin} is not a SentencePiece model; copy tokenizer.model anew from where the "
                                "checkpoint came from.") from None
         self.vocab_size: int = self.pieces.vocab_size()
-        if self.vocab_size < len(MARKERS) or tuple(map(self.pieces.id_to_piece, range(len(MARKERS)))) != MARKERS:
+        if first != MARKERS:
             raise TinyGPTError(f"{origin} lacks the dialogue markers {' '.join(MARKERS)} as its first pieces; "
                                "use a tokenizer.model that train.py made.")
 

@@ -42,23 +42,24 @@ class Trainer:
         self.optimizers = make_optimizers(self.model, self.config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
-        self.total_steps = config.epochs * self.steps_per_epoch
+        self.total_steps = max(1, round(config.epochs * self.steps_per_epoch))
         self.run = {"sources": sources, "config": to_json(config), "data": data.report}
         self.step = 0  # steps done
         self.tokens = 0  # tokens learned
         self.best = math.inf  # lowest validation loss so far
         self.worse = 0  # validations since
+        self.unlogged = {"loss": 0.0, "tokens": 0, "seconds": 0.0}  # sums since the last line of the log
         self.interrupted = False
 
     def start(self) -> None:
         """Trains from the beginning."""
-        if (self.folder / "config.json").exists() or (self.folder / "state").exists():
+        if any((self.folder / name).exists() for name in ("config.json", "state/state.safetensors")):
             raise TinyGPTError(f"{self.folder} already holds a run; go on with --resume {self.folder}, or give another "
                                "--out.")
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "run.json", json.dumps(self.run, indent=1).encode())
+        self.save_state()  # first, so that a folder that holds a run is always one that can go on
         save_checkpoint(self.folder, self.model, self.data.tokenizer)
-        self.save_state()
         self.fit()
 
     def resume(self) -> None:
@@ -66,10 +67,11 @@ class Trainer:
         tensors, metadata = read_tensors(self.folder / "state" / "state.safetensors")
         saved = json.loads(metadata["position"])
         if saved["vocabulary"] != self.data.tokenizer.vocab_size or saved["rows"] != len(self.data.train):
-            raise TinyGPTError(f"The data of {self.folder} has changed since its state was saved ({saved['rows']:,} rows "
-                               f"then, {len(self.data.train):,} now); put it back, or start a new run.")
+            raise TinyGPTError(f"The data of {self.folder} has changed since its state was saved ({saved['rows']:,} "
+                               f"rows then, {len(self.data.train):,} now); put it back, or start a new run.")
         self.step, self.tokens, self.worse = saved["step"], saved["tokens"], saved["worse"]
         self.best = saved["best"] if saved["best"] is not None else math.inf
+        self.unlogged = saved.get("unlogged", self.unlogged)
         self.scaler.load_state_dict(saved["scaler"])
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
@@ -78,11 +80,11 @@ class Trainer:
                     prefix = f"optimizer/{name}/"
                     held = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
                     if held and any(parameter is p for group in optimizer.param_groups for p in group["params"]):
-                        optimizer.state[parameter] = {key: value if key == "step" else value.to(self.device)
-                                                      for key, value in held.items()}
+                        optimizer.state[parameter] = {key: value.to(self.device) for key, value in held.items()}
         log = self.folder / "log.jsonl"
         lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-        write_atomically(log, "".join(line for line in lines if json.loads(line)["step"] <= self.step).encode())
+        whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
+        write_atomically(log, "".join(line for line in whole if json.loads(line)["step"] <= self.step).encode())
         self.fit()
 
     def save_state(self) -> None:
@@ -92,7 +94,8 @@ class Trainer:
             for optimizer in self.optimizers:
                 for key, value in optimizer.state.get(parameter, {}).items():
                     tensors[f"optimizer/{name}/{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
-        position = {"step": self.step, "tokens": self.tokens, "worse": self.worse, "scaler": self.scaler.state_dict(),
+        position = {"step": self.step, "tokens": self.tokens, "worse": self.worse,
+                    "unlogged": self.unlogged, "scaler": self.scaler.state_dict(),
                     "best": self.best if math.isfinite(self.best) else None,
                     "vocabulary": self.data.tokenizer.vocab_size, "rows": len(self.data.train)}
         (self.folder / "state").mkdir(exist_ok=True)
@@ -117,23 +120,24 @@ class Trainer:
                   f"Chat with it: python -m tinygpt.chat {self.folder}")
 
     def loop(self, bar: tqdm) -> None:
-        config, losses, learned, started = self.config, 0.0, 0, time.perf_counter()
+        config = self.config
         while self.step < self.total_steps and not self.interrupted:
             if config.patience and self.worse >= config.patience:
                 print(f"\nNo better validation loss for {self.worse} validations: stopped early at step {self.step:,}.")
                 return
+            started = time.perf_counter()
             loss, count, rate = self.train_step()
-            losses, learned = losses + loss, learned + count
+            for name, value in (("loss", loss), ("tokens", count), ("seconds", time.perf_counter() - started)):
+                self.unlogged[name] += value
             bar.update()
             if self.step % 10 == 0 or self.step == self.total_steps:
-                speed = learned / (time.perf_counter() - started)
-                self.log(train_loss=losses / max(1, learned), lr=rate, tokens_per_second=round(speed))
-                bar.set_postfix_str(f"loss {losses / max(1, learned):.3f}, best validation {self.best:.3f}, "
-                                    f"{speed:,.0f} tokens/s")
-                losses, learned, started = 0.0, 0, time.perf_counter()
+                loss = self.unlogged["loss"] / max(1, self.unlogged["tokens"])
+                speed = self.unlogged["tokens"] / self.unlogged["seconds"]
+                self.log(train_loss=loss, lr=rate, tokens_per_second=round(speed))
+                bar.set_postfix_str(f"loss {loss:.3f}, best validation {self.best:.3f}, {speed:,.0f} tokens/s")
+                self.unlogged = dict.fromkeys(self.unlogged, 0)
             if self.step % config.eval_interval == 0 or self.step == self.total_steps:
                 self.check()
-                started = time.perf_counter()
 
     def train_step(self) -> tuple[float, int, float]:
         """One optimizer step. Returns the summed loss in nats, the tokens learned, and the learning rate."""
@@ -143,7 +147,7 @@ class Trainer:
         ids, targets = self.batch(self.data.train, order[batch * config.batch_size:(batch + 1) * config.batch_size])
         count = int((targets != IGNORE).sum())
         rate = learning_rate(self.step, self.total_steps, config)
-        torch.manual_seed(config.seed * 1_000_003 + self.step)  # this step's dropout
+        torch.manual_seed((config.seed * 1_000_003 + self.step) % 2**63)  # this step's dropout
         self.model.train()
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             loss = self.model(ids, targets).sum() / max(1, count)
@@ -172,7 +176,7 @@ class Trainer:
 
     @torch.no_grad()
     def validation_loss(self) -> float:
-        """Mean loss in nats over the learned tokens of the validation rows, in full precision and without dropout."""
+        """Mean loss in nats over the learned tokens of the validation rows, without dropout."""
         rows, config = self.data.validation, self.config
         count = min(len(rows), config.eval_rows or len(rows))
         numbers = np.linspace(0, len(rows) - 1, count).round().astype(int)
@@ -222,7 +226,7 @@ def load_run(folder: str | Path) -> tuple[Config, list[str]]:
     """Config as it was asked for and data sources of a run that can go on. Raises TinyGPTError if there is none."""
     folder = Path(folder)
     if not (folder / "state" / "state.safetensors").exists() or not (folder / "run.json").exists():
-        raise TinyGPTError(f"{folder} holds no run to go on with (no state/state.safetensors); start one with "
-                           f"python train.py --out {folder}.")
+        raise TinyGPTError(f"{folder} holds no run to go on with (no state/state.safetensors); start one in a "
+                           "folder of its own with python train.py --out FOLDER.")
     run = json.loads((folder / "run.json").read_text())
     return from_json(run["config"], str(folder / "run.json")), run["sources"]
