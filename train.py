@@ -9,7 +9,7 @@ import tyro
 
 from tinygpt.config import PRESETS, Config, run_command
 from tinygpt.data import prepare
-from tinygpt.trainer import Trainer, load_run
+from tinygpt.trainer import Trainer, load_run, refuse_used
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ def main() -> None:
         config, sources = load_run(command.resume)
         Trainer(config, prepare(sources, config), command.resume, sources).resume()
     else:
+        refuse_used(command.out)
         data = prepare(command.data, command.config)
         Trainer(command.config, data, command.out, command.data).start()
 

@@ -9,6 +9,7 @@ from tinygpt.checkpoint import load_checkpoint
 from tinygpt.config import run_command
 from tinygpt.generate import stream
 from tinygpt.sampling import Sampling
+from tinygpt.tokenizer import normalize
 
 
 def chat(folder: Path = Path("checkpoints/tinygpt-chat"), /, device: str = "auto",
@@ -21,11 +22,12 @@ def chat(folder: Path = Path("checkpoints/tinygpt-chat"), /, device: str = "auto
         sampling: How replies are drawn.
     """
     model, tokenizer = load_checkpoint(folder, device)
+    sys.stdin.reconfigure(errors="replace")  # a byte that is not text must not end the conversation
     print("Say something. An empty line starts a new conversation; Ctrl-D or Ctrl-C leaves.")
     turns: list[str] = []
     while True:
         try:
-            message = input("You: " if sys.stdin.isatty() else "").strip()
+            message = normalize(input("You: " if sys.stdin.isatty() else ""))
         except (EOFError, KeyboardInterrupt):
             print()
             return

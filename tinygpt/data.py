@@ -84,7 +84,10 @@ def prepare(sources: Sequence[str], config: Config, tokenizer: Tokenizer | None 
     if not sources:
         raise TinyGPTError("No data was given; name JSON-lines files, folders or Hub sets with --data, for example "
                            "--data dailydialog prosocial_dialog.")
-    corpora = [load_corpus(source) for source in sources]
+    corpora = []
+    for corpus in map(load_corpus, sources):
+        taken = {other.name for other in corpora}
+        corpora.append(replace(corpus, name=corpus.origin) if corpus.name in taken else corpus)
     folder = cache_folder() / fingerprint(corpora, config, tokenizer)
     if not (folder / "report.json").exists():
         corpora, report = clean_corpora(corpora, config.seed)
@@ -97,8 +100,12 @@ def prepare(sources: Sequence[str], config: Config, tokenizer: Tokenizer | None 
     if tokenizer.vocab_size != config.vocab_size:
         print(f"The vocabulary has {tokenizer.vocab_size:,} pieces, not {config.vocab_size:,}: that is what these "
               "dialogues hold. The model is sized to fit.")
-    train, validation = (Rows(*(np.load(folder / f"{split}_{part}.npy", mmap_mode="r") for part in ("ids", "learned")))
-                         for split in SPLITS[:2])
+    try:
+        train, validation = (Rows(*(np.load(folder / f"{split}_{part}.npy", mmap_mode="r")
+                                    for part in ("ids", "learned"))) for split in SPLITS[:2])
+    except (OSError, ValueError, EOFError) as error:
+        raise TinyGPTError(f"The prepared data in {folder} is damaged ({error}); delete that folder, it is made "
+                           "anew.") from None
     return Prepared(tokenizer, train, validation,
                     json.loads((folder / "report.json").read_text()))
 
@@ -111,7 +118,7 @@ def cache_folder() -> Path:
 
 def fingerprint(corpora: Sequence[Corpus], config: Config, tokenizer: Tokenizer | None) -> str:
     """A name for exactly this text under exactly these settings, and this version of the code that prepares it."""
-    settings = ("4", config.vocab_size, config.seq_len, config.role_shift, config.replies_only, config.seed)
+    settings = ("5", config.vocab_size, config.seq_len, config.role_shift, config.replies_only, config.seed)
     digest = hashlib.sha256(repr(settings).encode())
     digest.update(tokenizer.model if tokenizer else b"")
     for corpus in corpora:
@@ -251,12 +258,22 @@ def detokenize(text: str) -> str:
 
     Text without such spaces is left as it is.
     """
-    text = re.sub(r"(\w) ?['’] ?(m|s|t|d|re|ve|ll|clock|am|all)\b(?! ?['’])", r"\1'\2", text)
-    text = re.sub(r"\s+([.,!?;:%)\]]+)(?=\s|$|[\"'’”.,!?;:)\]])", r"\1", text)  # hello , you -> hello, you
+    text = re.sub(r"(\w)(?: ' ?|' )(m|s|t|d|re|ve|ll|clock|am|all)\b(?! ?')",
+                  lambda match: f"{match[1]}'{match[2].lower()}", text, flags=re.IGNORECASE)  # I ' Ve -> I've
+    text = re.sub(r"(\d)(?: \. |: | : )(\d\d)\b", lambda m: m[1] + m[0][1:-2].strip() + m[2], text)  # 8: 30 -> 8:30
+    text = re.sub(r"(\d,\d{3}) , (\d{3})\b", r"\1,\2", text)  # 1,000 , 000 -> 1,000,000
+    text = re.sub(r"\s+(?![:;]-?[()])([.,!?;:%)\]]+)(?=\s|$|[\"'.,!?;:)\]])", r"\1", text)  # hello , you -> hello, you
     text = re.sub(r"([.!?,])\s+(?=[.!?](?:\s|$|[.!?]))", r"\1", text)  # . . . -> ...
-    text = re.sub(r"([(\[$£€#])\s+", r"\1", text)  # ( so ) -> (so), $ 5 -> $5
-    text = re.sub(r'"\s*([^"]*?)\s*"', r'"\1"', text)  # " so " -> "so"
-    return re.sub(r"([a-z])([.!?]|,(?=[A-Za-z]))([A-Z]|(?<=,)[a-z])", r"\1\2 \3", text)  # end.Then -> end. Then
+    text = re.sub(r"([(\[])\s+|(?<!\w)([$£€#])\s+(?=\d)", r"\1\2", text)  # ( so ) -> (so), $ 5 -> $5
+    text = re.sub(r'(?<!\w)"\s*([^"]*?)\s*"(?!\w)', r'"\1"', text)  # " so " -> "so"
+    return re.sub(r"\S+", lambda word: part_sentences(word[0]), text)
+
+
+def part_sentences(word: str) -> str:
+    """Puts the space back that is missing in end.Then or well,you; an address or an abbreviation is left alone."""
+    if "@" in word or "://" in word or "www." in word:
+        return word
+    return re.sub(r"([a-z])([.!?,])(?=[A-Z][a-z]|I\b)|([a-z])(,)(?=[a-z])", r"\1\3\2\4 ", word)
 
 
 def clean_text(text: str) -> str:

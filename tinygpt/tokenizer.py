@@ -21,8 +21,8 @@ from tinygpt.config import TinyGPTError
 
 MARKERS = ("<pad>", "<unk>", "<s>", "</s>", "<sep>", "User:", "Bot:")  # ids 0 to 6, in this order
 PAD, UNK, BOS, EOS, SEP, USER, BOT = range(len(MARKERS))
-PLAIN = str.maketrans({"’": "'", "‘": "'", "`": "'", "´": "'", "“": '"', "”": '"', "▁": "_", "\u200b": None,
-                       "\ufeff": None})
+PLAIN = str.maketrans({"’": "'", "‘": "'", "`": "'", "´": "'", "“": '"', "”": '"', "▁": "_", "′": "'",
+                       "\u200b": None, "\ufeff": None})
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,9 @@ def normalize(text: str) -> str:
     accents used as quotes and "▁" become plain ' " _; control characters and white space of any kind and length
     become one space, none at the ends; zero-width spaces go; half a surrogate pair becomes "\ufffd".
     """
-    text = unicodedata.normalize("NFC", text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
-    text = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text.translate(PLAIN))
-    return " ".join(text.split())
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = unicodedata.normalize("NFC", text.translate(PLAIN)).translate(PLAIN)  # composing may make one more accent
+    return " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in text).split())
 
 
 def parse(dialogue: str) -> list[str]:

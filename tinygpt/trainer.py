@@ -53,9 +53,7 @@ class Trainer:
 
     def start(self) -> None:
         """Trains from the beginning."""
-        if any((self.folder / name).exists() for name in ("config.json", "state/state.safetensors")):
-            raise TinyGPTError(f"{self.folder} already holds a run; go on with --resume {self.folder}, or give another "
-                               "--out.")
+        refuse_used(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "run.json", json.dumps(self.run, indent=1).encode())
         self.save_state()  # first, so that a folder that holds a run is always one that can go on
@@ -222,11 +220,22 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
+def refuse_used(folder: str | Path) -> None:
+    """Raises TinyGPTError if `folder` already holds a run or a checkpoint."""
+    if any((Path(folder) / name).exists() for name in ("config.json", "state/state.safetensors")):
+        raise TinyGPTError(f"{folder} already holds a run; go on with --resume {folder}, or give another --out.")
+
+
 def load_run(folder: str | Path) -> tuple[Config, list[str]]:
     """Config as it was asked for and data sources of a run that can go on. Raises TinyGPTError if there is none."""
     folder = Path(folder)
     if not (folder / "state" / "state.safetensors").exists() or not (folder / "run.json").exists():
         raise TinyGPTError(f"{folder} holds no run to go on with (no state/state.safetensors); start one in a "
                            "folder of its own with python train.py --out FOLDER.")
-    run = json.loads((folder / "run.json").read_text())
-    return from_json(run["config"], str(folder / "run.json")), run["sources"]
+    path = folder / "run.json"
+    try:
+        run = json.loads(path.read_text())
+        return from_json(run["config"], str(path)), list(run["sources"])
+    except (ValueError, KeyError, TypeError):
+        raise TinyGPTError(f"{path} is damaged, so the run cannot go on; put back the file that train.py wrote, or "
+                           "start a new run.") from None
