@@ -24,7 +24,7 @@ class Sampling:
     """Only the likeliest tokens that together reach this probability may be drawn; above 0 to 1, 1 allows all."""
     repetition_penalty: float = 1.15
     """Tokens seen before have their logits divided by this (multiplied if negative); 1 to 5, 1 does nothing."""
-    max_new_tokens: int = 60
+    max_new_tokens: int = 40
     """Longest reply, in tokens; at least 1."""
     seed: int = -1
     """Same seed, same reply; -1 draws anew each time."""

@@ -1,0 +1,55 @@
+"""Opens the page: python app.py [--checkpoint FOLDER]"""
+
+import os
+from pathlib import Path
+
+import gradio as gr
+import tyro
+
+from tinygpt.checkpoint import load_checkpoint
+from tinygpt.config import run_command
+from tinygpt.generate import stream
+from tinygpt.model import TinyGPT
+from tinygpt.tokenizer import Tokenizer
+from tinygpt.ui import chat_tab
+
+THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", radius_size="lg",
+                          font=("system-ui", "-apple-system", "Segoe UI", "sans-serif"),
+                          font_mono=("ui-monospace", "Consolas", "monospace")).set(
+    body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400",
+    input_placeholder_color="*neutral_500", input_placeholder_color_dark="*neutral_400")
+CSS = """
+#title .html-container { padding: 0; text-align: center; }
+#title h1 { font-size: 20px; font-weight: 650; margin: 0; }
+footer .divider { display: none !important; }
+.fillable { padding: 16px clamp(12px, 2.5vw, 32px) 8px !important; }
+"""
+
+
+def build_page(model: TinyGPT, tokenizer: Tokenizer) -> gr.Blocks:
+    """The page, ready to be launched."""
+    with gr.Blocks(title="TinyGPT", analytics_enabled=False) as page:
+        gr.HTML("<h1>TinyGPT</h1>", elem_id="title")
+        chat_tab.ChatTab(model, tokenizer)
+    return page.queue(max_size=64)
+
+
+def open_page(checkpoint: Path = Path("checkpoints/tinygpt-chat")) -> None:
+    """Open the page where you chat with TinyGPT. Gradio's own variables, such as GRADIO_SERVER_PORT, are obeyed.
+
+    Args:
+        checkpoint: Checkpoint folder, as train.py writes it.
+    """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    model, tokenizer = load_checkpoint(checkpoint)
+    next(stream(model, tokenizer, ["Hello!"]))  # the first token is slow: better now than for the first visitor
+    build_page(model, tokenizer).launch(theme=THEME, css=CSS + chat_tab.CSS, show_error=True, run_history=False,
+                                        footer_links=["api"], ssr_mode=False)
+
+
+def main() -> None:
+    run_command(lambda: tyro.cli(open_page, prog="app.py"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""The chat: a conversation that streams, with stop, retry, undo, edit, clear and copy, and the endpoint /chat.
+
+The conversation lives in the page alone: each event brings it along and nothing of it stays on the server.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+import gradio as gr
+
+from tinygpt.generate import fit_prompt, stream
+from tinygpt.model import TinyGPT
+from tinygpt.sampling import Sampling
+from tinygpt.tokenizer import Prompt, Tokenizer, normalize
+
+LONGEST_MESSAGE = 2_000  # characters; several times what the model can read
+EXAMPLES = (
+    "Hi! How are you today?",
+    "I can't find my keys anywhere.",
+    "What should I cook for dinner?",
+    "Do you have any plans for the weekend?",
+    "My boss gave me too much work again.",
+    "I want to read my sister's diary.",
+)
+NOTICE = "TinyGPT makes things up and is not an assistant. Nothing you write is stored."
+RUNS_THE_MODEL = {"concurrency_id": "model", "concurrency_limit": 2}
+CSS = """
+#chat { height: calc(100dvh - 114px); min-height: 400px; max-width: 820px; margin: 0 auto; gap: 10px;
+        flex-wrap: nowrap; }
+#conversation { flex: 1 1 0; min-height: 0; }
+#conversation .placeholder { max-width: 34em; margin: auto; padding: 0 16px; text-align: center; }
+#conversation .placeholder h2 { font-size: 19px; }
+#conversation .examples { grid-template-columns: repeat(auto-fit, minmax(min(180px, 45%), 1fr));
+                          max-width: min(640px, 100%); }
+#conversation .example { padding: 10px 14px; }
+#conversation .message { overflow-wrap: anywhere; }
+#chat:has([data-testid="stop-button"]) [aria-label="Clear"] { visibility: hidden; }
+#conversation .message-buttons .icon-button-wrapper { background: none; border: none; box-shadow: none; }
+#conversation .message-buttons button { background: none; }
+#message { flex: none; }
+#message textarea { padding: 11px 4px 11px 16px; font-size: 16px; }
+#message button { margin: 0 7px 7px 0; }
+#chat .html-container { padding: 0; }
+#chat [data-testid="status-tracker"] { display: none; }
+#note { flex: none; min-height: 36px; text-align: center; font-size: 13px; }
+#note * { font-size: inherit; color: var(--body-text-color-subdued); }
+"""
+
+
+class ChatTab:
+    """Draws the chat into the Blocks around it and answers its events."""
+
+    def __init__(self, model: TinyGPT, tokenizer: Tokenizer):
+        self.model, self.tokenizer, self.sampling = model, tokenizer, Sampling()
+        with gr.Column(elem_id="chat"):
+            self.conversation = gr.Chatbot(
+                elem_id="conversation", label="Conversation", show_label=False, height="100%", layout="bubble",
+                editable="user", buttons=["copy"], render_markdown=False, latex_delimiters=[], allow_tags=False,
+                group_consecutive_messages=False, placeholder=introduction(model),
+                examples=[{"text": text} for text in EXAMPLES])
+            self.message = gr.Textbox(
+                elem_id="message", label="Your message", show_label=False, container=False, autofocus=True, max_lines=4,
+                placeholder="Say something", submit_btn=True)
+            self.note = gr.HTML(NOTICE, elem_id="note")
+        self.wire()
+
+    def wire(self) -> None:
+        """Every event to its handler. Only one reply streams at a time: meanwhile the Chatbot locks its retry, undo and
+        edit buttons, the style sheet hides clear (words on their way would refill the chat), and Enter does nothing.
+        """
+        drawn = {"outputs": [self.message, self.conversation, self.note], "show_progress": "hidden",
+                 "api_visibility": "private"}
+        replies = [
+            self.message.submit(self.send, [self.message, self.conversation], **drawn, **RUNS_THE_MODEL),
+            self.conversation.retry(self.retry, self.conversation, **drawn, **RUNS_THE_MODEL),
+            self.conversation.edit(self.edit, self.conversation, **drawn, **RUNS_THE_MODEL),
+            self.conversation.example_select(self.begin, None, **drawn, **RUNS_THE_MODEL)]
+        for reply in replies:  # an event of its own: a message sent in the last moment of a reply would be ignored
+            reply.success(ready, None, self.message, queue=False, show_progress="hidden", api_visibility="private")
+        self.message.stop(lambda: (ready(), gr.skip(), gr.skip()), None, cancels=replies, queue=False, **drawn)
+        self.conversation.undo(self.undo, self.conversation, queue=False, **drawn)
+        self.conversation.clear(lambda: (ready(), [], NOTICE), None, queue=False, **drawn)
+        gr.api(self.chat, api_name="chat", **RUNS_THE_MODEL)
+
+    def send(self, message: str, history: list[dict]) -> Iterator[tuple]:
+        """A new message from the text box, which keeps one that cannot be answered."""
+        if acceptable(message):
+            yield gr.Textbox(value=""), gr.skip(), gr.skip()
+            yield from self.reply([*history, said("user", message.strip())], typing=True)
+        else:
+            yield gr.skip(), gr.skip(), gr.skip()
+
+    def retry(self, history: list[dict], clicked: gr.RetryData) -> Iterator[tuple]:
+        """Another reply to the same message."""
+        yield from self.reply(history[:clicked.index + 1])
+
+    def edit(self, history: list[dict], edited: gr.EditData) -> Iterator[tuple]:
+        """An earlier message reworded: the conversation goes on from there."""
+        if acceptable(edited.value):
+            yield from self.reply([*history[:edited.index], said("user", edited.value.strip())])
+        else:
+            before = said("user", edited.previous_value)
+            yield gr.skip(), [*history[:edited.index], before, *history[edited.index + 1:]], gr.skip()
+
+    def begin(self, clicked: gr.SelectData) -> Iterator[tuple]:
+        """An example as the first message."""
+        yield from self.reply([said("user", clicked.value["text"])])
+
+    def undo(self, history: list[dict], clicked: gr.UndoData) -> tuple:
+        """Takes back the last message and its reply; the message returns to the text box."""
+        return ready(value=plain(text_of(history[clicked.index]))), history[:clicked.index], NOTICE
+
+    def reply(self, history: list[dict], typing: bool = False) -> Iterator[tuple]:
+        """The Bot's answer to `history`, growing token by token. Who is `typing` may go on doing so: Gradio ignores
+        Enter while the event it began is under way, but not while another is.
+        """
+        turns = turns_of(history)
+        read = fit_prompt(self.model, self.tokenizer, turns, self.sampling)
+        note = note_on(read, self.model.config.seq_len)
+        yield gr.Textbox(submit_btn=False, stop_btn=True, interactive=typing), history, note
+        text = ""
+        for step in stream(self.model, self.tokenizer, turns, self.sampling):
+            text += step.text
+            yield gr.skip(), [*history, said("assistant", text)], gr.skip()
+
+    def chat(self, message: str, history: list[str] | None = None) -> Iterator[str]:
+        """TinyGPT's reply to a message, streamed: each update holds the reply so far.
+
+        Args:
+            message: What you say, at most 2,000 characters.
+            history: The turns before it, oldest first, the last one TinyGPT's. Left out, a conversation begins.
+        """
+        turns = [*history, message] if isinstance(history, list) else [message]
+        if not isinstance(history, list | None) or not all(isinstance(turn, str) for turn in turns):
+            problem = "The message must be text, and the history a list of texts."
+        else:
+            problem = too_long(max(turns, key=len)) or (not normalize(message) and "The message is empty.")
+        if problem:
+            raise gr.Error(problem, print_exception=False)
+        text = ""
+        for step in stream(self.model, self.tokenizer, turns, self.sampling):
+            text += step.text
+            yield text
+
+
+def ready(**changes) -> gr.Textbox:
+    """The text box as it waits for a message."""
+    return gr.Textbox(submit_btn=True, stop_btn=False, interactive=True, **changes)
+
+
+def said(role: str, text: str) -> dict:
+    """A message for the Chatbot, which shows HTML even where Markdown is off: a zero-width space, which the tokenizer
+    ignores, makes each "<" and "&" a mere character.
+    """
+    return {"role": role, "content": re.sub("[<&]", "\\g<0>\u200b", plain(text))}
+
+
+def plain(text: str) -> str:
+    """Undoes what `said` put in, and what cannot be sent: half a surrogate pair."""
+    return text.replace("\u200b", "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def text_of(message: dict) -> str:
+    """What a message of the Chatbot says."""
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+def turns_of(history: Sequence[dict]) -> list[str]:
+    """The turns of a conversation, the speakers alternating: messages left without a reply count as one turn."""
+    turns, speaker = [], None
+    for message in history:
+        if message["role"] == speaker:
+            turns[-1] += " " + text_of(message)
+        else:
+            turns.append(text_of(message))
+            speaker = message["role"]
+    return turns
+
+
+def acceptable(message: str) -> bool:
+    """Whether a message from the page can be answered; one that is too long is refused in so many words."""
+    if problem := too_long(message):
+        gr.Warning(problem)
+    return not problem and bool(normalize(message))
+
+
+def too_long(message: str) -> str | None:
+    """The kind sentence for a message beyond the bound."""
+    if len(message) > LONGEST_MESSAGE:
+        return (f"That is {len(message):,} characters, more than TinyGPT can follow. Please keep it to "
+                f"{LONGEST_MESSAGE:,}.")
+
+
+def note_on(read: Prompt, seq_len: int) -> str:
+    """What a visitor should know about the reply: mostly nothing new, at times what the model could not read."""
+    if read.dropped_tokens:
+        return "That is more than TinyGPT can remember: it read only the end of your message."
+    if read.dropped_turns:
+        forgotten = "first turn is" if read.dropped_turns == 1 else f"first {read.dropped_turns} turns are"
+        return f"TinyGPT remembers no more than {seq_len} tokens: the {forgotten} forgotten."
+    return NOTICE
+
+
+def introduction(model: TinyGPT) -> str:
+    """What an empty chat says about the model, as HTML."""
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    return (f"<h2>Say something to a very small GPT</h2><p>{millions:.1f} million parameters, trained from scratch on "
+            "everyday and prosocial dialogues. It chats rather than helps, and remembers only the last few turns "
+            f"({model.config.seq_len} tokens, its reply included).</p>")
