@@ -9,7 +9,8 @@ import tyro
 
 from tinygpt.config import PRESETS, Config, run_command
 from tinygpt.data import prepare
-from tinygpt.trainer import Trainer, load_run, refuse_used
+from tinygpt.model import choose_device
+from tinygpt.trainer import Trainer, choose_dtype, load_run, refuse_used
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def main() -> None:
         Trainer(config, prepare(sources, config), command.resume, sources).resume()
     else:
         refuse_used(command.out)
+        choose_dtype(command.config.precision, choose_device(command.config.device))  # before minutes of preparation
         data = prepare(command.data, command.config)
         Trainer(command.config, data, command.out, command.data).start()
 

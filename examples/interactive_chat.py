@@ -8,12 +8,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs from any folder, without installing anything
 
 from tinygpt import Sampling, load_checkpoint, stream  # noqa: E402
+from tinygpt.tokenizer import normalize  # noqa: E402
 
 model, tokenizer = load_checkpoint(ROOT / "checkpoints" / "tinygpt-chat")
 turns = []
 print("Say something; an empty line ends the conversation.")
 with contextlib.suppress(EOFError, KeyboardInterrupt):
-    while message := input("User: ").strip():
+    while message := normalize(input("User: ")):
         turns.append(message)
         reply = ""
         print("Bot: ", end="", flush=True)

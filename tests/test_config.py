@@ -49,8 +49,8 @@ def test_all_problems_are_reported_at_once():
 def test_the_suggested_embed_dims_work():
     for embed_dim in map(int, re.findall(r"\d+", problems(num_heads=5)[0].split("take")[1])):
         assert Config(num_heads=5, embed_dim=embed_dim).embed_dim == embed_dim
-    assert Config(embed_dim=6).num_heads == 6
-    assert "take embed_dim 6 or" in problems(embed_dim=4)[0]  # never a suggestion of 0
+    assert Config(embed_dim=18).num_heads == 6
+    assert "take embed_dim 18 or" in problems(embed_dim=4, head="tied")[0]  # never a suggestion of 0
 
 
 def test_the_edges_of_the_ranges_are_allowed():

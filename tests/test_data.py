@@ -72,6 +72,7 @@ def test_clean_text_stays_as_it_is(text):
 
 
 @pytest.mark.parametrize("text", [
+    "In 2010: 15 people came.", "the players' all-star game", "The boys' all went home", "Take 2: 50 dollars.",
     "Thanks :)", "a 6\" and a 7\" pipe", "a 5$ bill", "C# is a language", "Joe.Smith@Example.Com", "a Ph.D. in law",
     "call it node.JS", "https://example.com/?at=a,b"])
 def test_more_clean_text_stays_as_it_is(text):
@@ -90,14 +91,22 @@ def test_more_tokenised_text_is_mended(tokenised, plain):
 LONG = "This is a sentence of more than six words, number"
 
 
+def test_training_dialogues_do_not_leak_into_a_held_out_validation_split():
+    pairs = [[[f"{LONG} {n}.", "Yes."], [f"{LONG} {n}.", "No."]] for n in range(60)]  # each pair shares its long turn
+    splits, report = clean([dialogue for pair in pairs for dialogue in pair])
+    held_out = {dialogue[0] for dialogue in splits["validation"]}
+    assert held_out and held_out.isdisjoint(dialogue[0] for dialogue in splits["train"])
+    assert report["train_leaking"] > 0
+
+
 def test_short_and_repeated_dialogues_are_dropped():
     first, second, third = ["Hello, Ann!", "Hi, Bob."], ["How are you?", "Fine."], ["Hi, Bob.", "Hello, Ann!"]
     train = [first, ["Only one"], [], ["Something", " \t "], second, ["hello ann", "HI BOB"], third]
     splits, report = clean(train, validation=[["Bye.", "See you."], ["One turn"]])
     assert splits["train"] == [first, second, third]
     assert splits["validation"] == [["Bye.", "See you."]]
-    assert report["train_read"] == 7 and report["train_too_short"] == 3 and report["train_repeated"] == 1
-    assert report["train_kept"] == 3 and report["validation_too_short"] == 1 and report["origin"] == "somewhere"
+    assert report["train_read"] == 7 and report["train_without_two_turns_of_text"] == 3 and report["train_repeated"] == 1
+    assert report["train_kept"] == 3 and report["validation_without_two_turns_of_text"] == 1 and report["origin"] == "somewhere"
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

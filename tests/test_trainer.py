@@ -33,8 +33,8 @@ def sources(tmp_path_factory):
     """A folder with 64 dialogues to learn and 20 to validate on."""
     folder = tmp_path_factory.mktemp("dialogues")
     for split, size in (("train", 64), ("validation", 20)):
-        lines = (ROOT / "tests" / "data" / f"{split}.jsonl").read_text().splitlines(keepends=True)[:size]
-        (folder / f"{split}.jsonl").write_text("".join(lines))
+        lines = (ROOT / "tests" / "data" / f"{split}.jsonl").read_text("utf-8").splitlines(keepends=True)[:size]
+        (folder / f"{split}.jsonl").write_text("".join(lines), "utf-8")
     return [str(folder)]
 
 
@@ -269,6 +269,26 @@ def test_resuming_on_other_data_is_refused(make):
         make(epochs=1, role_shift=True).resume()
 
 
+def test_resuming_on_one_changed_word_is_refused(sources, make, tmp_path):
+    make(epochs=1).start()
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    for split in ("train", "validation"):
+        text = (Path(sources[0]) / f"{split}.jsonl").read_text(encoding="utf-8")
+        (changed / f"{split}.jsonl").write_text(text.replace("Hello!", "Hallo!"), encoding="utf-8")
+    with pytest.raises(TinyGPTError, match=r"data of .* has changed"):
+        Trainer(replace(TINY, epochs=1), prepare([str(changed)], TINY), tmp_path / "run", sources).resume()
+
+
+def test_a_gradient_that_overflows_moves_no_weight(make):
+    trainer = make(optimizer="muon")
+    trainer.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    trainer.model.final_norm.weight.register_hook(lambda gradient: gradient * torch.nan)  # AdamW's, not Muon's
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train_step()
+    assert all(torch.equal(before[name], p) for name, p in trainer.model.named_parameters())
+
+
 def test_a_folder_without_a_run_cannot_go_on(tmp_path):
     with pytest.raises(TinyGPTError, match="holds no run to go on with"):
         load_run(tmp_path / "nothing")
@@ -337,7 +357,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_one_sentence(make, value):
                 trainer.model.final_norm.bias[0] = value
         return train_step()
     trainer.train_step = poisoned_step
-    with pytest.raises(TinyGPTError, match=r"^The loss is (nan|inf) at step 9; lower --lr \(now 0\.003\).*--resume"):
+    with pytest.raises(TinyGPTError, match=r"^The loss is (nan|inf) at step 9; start again .* lower --lr \(now 0\.003\)"):
         trainer.start()
     assert load_file(trainer.folder / "state/state.safetensors")["model/final_norm.bias"].isfinite().all()
     make().resume()

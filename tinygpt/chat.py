@@ -22,7 +22,8 @@ def chat(folder: Path = Path("checkpoints/tinygpt-chat"), /, device: str = "auto
         sampling: How replies are drawn.
     """
     model, tokenizer = load_checkpoint(folder, device)
-    sys.stdin.reconfigure(errors="replace")  # a byte that is not text must not end the conversation
+    for channel in (sys.stdin, sys.stdout):  # what is not text there must not end the conversation
+        channel.reconfigure(errors="replace")
     print("Say something. An empty line starts a new conversation; Ctrl-D or Ctrl-C leaves.")
     turns: list[str] = []
     while True:

@@ -86,7 +86,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            # Copies: what get_tensor gives is a view of the file, which may be replaced while it is in use.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except FileNotFoundError:
         raise TinyGPTError(f"{path} is missing; give a checkpoint folder that train.py wrote.") from None
     except (SafetensorError, OSError, ValueError) as error:
@@ -110,8 +111,11 @@ def digest(tensors: dict[str, Tensor]) -> str:
 def write_atomically(path: Path, content: bytes) -> None:
     """`path` holds either what it held before or all of `content`, whenever the process dies."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

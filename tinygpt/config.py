@@ -96,6 +96,11 @@ class Config:
         for name in ("lr", "grad_clip", "epochs"):
             if not 0 < getattr(self, name) < float("inf"):
                 yield f"{name} is {getattr(self, name)}; give a number above 0, for example {getattr(Config, name)}."
+        if self.head == "adaptive" and 0 < self.embed_dim < 16:
+            yield (f"embed_dim is {self.embed_dim}; the adaptive head gives rare tokens a sixteenth of it, so give at "
+                   "least 16, or head tied.")
+        if 0 < self.vocab_size < 8:
+            yield f"vocab_size is {self.vocab_size}; give at least 8: seven markers and something to say."
         if self.seq_len < 16:
             yield f"seq_len is {self.seq_len}; give at least 16 tokens, enough for a question and a reply."
         if not 0 <= self.dropout < 1:
@@ -105,9 +110,9 @@ class Config:
         if not 0 <= self.weight_decay < float("inf"):
             yield f"weight_decay is {self.weight_decay}; give 0 or more, for example 0.01."
         if self.num_heads > 0 and self.embed_dim % self.num_heads:
-            below = self.embed_dim // self.num_heads * self.num_heads
+            fit = max(self.embed_dim // self.num_heads, -(-16 // self.num_heads)) * self.num_heads
             yield (f"embed_dim {self.embed_dim} does not divide into num_heads {self.num_heads}; "
-                   f"take embed_dim {max(below, self.num_heads)} or {below + self.num_heads}, or another num_heads.")
+                   f"take embed_dim {fit} or {fit + self.num_heads}, or another num_heads.")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 yield f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}."
@@ -159,6 +164,8 @@ def run_command(main: Callable[[], None]) -> None:
     """
     try:
         main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except (TinyGPTError, OSError) as error:
         named = isinstance(error, OSError) and error.filename
         print(f"Error: {error.filename}: {error.strerror}" if named else f"Error: {error}", file=sys.stderr)

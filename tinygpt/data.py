@@ -9,6 +9,8 @@ import json
 import os
 import random
 import re
+import shutil
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -73,6 +75,7 @@ class Prepared:
     train: Rows
     validation: Rows
     report: dict
+    fingerprint: str  # equal for the same text prepared with the same settings
 
 
 def prepare(sources: Sequence[str], config: Config, tokenizer: Tokenizer | None = None) -> Prepared:
@@ -96,18 +99,20 @@ def prepare(sources: Sequence[str], config: Config, tokenizer: Tokenizer | None 
             print(f"Learning a vocabulary from {len(texts):,} turns ...", flush=True)
             tokenizer = Tokenizer.train(texts, config.vocab_size)
         write_rows(folder, corpora, report, tokenizer, config)
-    tokenizer = Tokenizer.load(folder / "tokenizer.model")
+    try:
+        tokenizer = Tokenizer.load(folder / "tokenizer.model")
+        train, validation = (Rows(*(np.load(folder / f"{split}_{part}.npy", mmap_mode="r")
+                                    for part in ("ids", "learned"))) for split in SPLITS[:2])
+        report = json.loads((folder / "report.json").read_text())
+    except (OSError, ValueError, EOFError, TinyGPTError) as error:
+        raise TinyGPTError(f"The prepared data in {folder} is damaged ({error}); delete that folder, it is made "
+                           "anew.") from None
     if tokenizer.vocab_size != config.vocab_size:
         print(f"The vocabulary has {tokenizer.vocab_size:,} pieces, not {config.vocab_size:,}: that is what these "
               "dialogues hold. The model is sized to fit.")
-    try:
-        train, validation = (Rows(*(np.load(folder / f"{split}_{part}.npy", mmap_mode="r")
-                                    for part in ("ids", "learned"))) for split in SPLITS[:2])
-    except (OSError, ValueError, EOFError) as error:
-        raise TinyGPTError(f"The prepared data in {folder} is damaged ({error}); delete that folder, it is made "
-                           "anew.") from None
-    return Prepared(tokenizer, train, validation,
-                    json.loads((folder / "report.json").read_text()))
+    for corpus in corpora:  # the same text may have been prepared from another place
+        report["corpora"][corpus.name]["origin"] = corpus.origin
+    return Prepared(tokenizer, train, validation, report, folder.name)
 
 
 def cache_folder() -> Path:
@@ -118,7 +123,7 @@ def cache_folder() -> Path:
 
 def fingerprint(corpora: Sequence[Corpus], config: Config, tokenizer: Tokenizer | None) -> str:
     """A name for exactly this text under exactly these settings, and this version of the code that prepares it."""
-    settings = ("5", config.vocab_size, config.seq_len, config.role_shift, config.replies_only, config.seed)
+    settings = ("6", config.vocab_size, config.seq_len, config.role_shift, config.replies_only, config.seed)
     digest = hashlib.sha256(repr(settings).encode())
     digest.update(tokenizer.model if tokenizer else b"")
     for corpus in corpora:
@@ -128,24 +133,31 @@ def fingerprint(corpora: Sequence[Corpus], config: Config, tokenizer: Tokenizer 
 
 def write_rows(folder: Path, corpora: Sequence[Corpus], report: dict, tokenizer: Tokenizer, config: Config) -> None:
     """Encodes and packs the training and validation splits into `folder`, which appears only when it is whole."""
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}")
-    partial.mkdir(parents=True, exist_ok=True)
-    (partial / "tokenizer.model").write_bytes(tokenizer.model)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        fill(partial, corpora, report, tokenizer, config)
+        partial.rename(folder)
+    except OSError:
+        if not (folder / "report.json").exists():  # else another process was first, with the same rows
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def fill(folder: Path, corpora: Sequence[Corpus], report: dict, tokenizer: Tokenizer, config: Config) -> None:
+    """The files of one prepared set."""
+    (folder / "tokenizer.model").write_bytes(tokenizer.model)
     for split in SPLITS[:2]:
         pieces = []
         for corpus in corpora:
             for dialogue in tqdm(corpus.splits.get(split, ()), f"{corpus.name}: {split}", leave=False, delay=1):
                 pieces += encode(dialogue, corpus.name, tokenizer, config)
         rows = pack(pieces, config.seq_len + 1, tokenizer.vocab_size)
-        np.save(partial / f"{split}_ids.npy", rows.ids)
-        np.save(partial / f"{split}_learned.npy", rows.learned)
+        np.save(folder / f"{split}_ids.npy", rows.ids)
+        np.save(folder / f"{split}_learned.npy", rows.learned)
         report[f"{split}_tokens"] = int((rows.ids != PAD).sum())
-    (partial / "report.json").write_text(json.dumps(report, indent=1))
-    try:
-        partial.rename(folder)
-    except OSError:  # another process made it first
-        if not (folder / "report.json").exists():
-            raise
+    (folder / "report.json").write_text(json.dumps(report, indent=1))
 
 
 # ------------------------------------------------------------------------------------------------- reading
@@ -258,9 +270,10 @@ def detokenize(text: str) -> str:
 
     Text without such spaces is left as it is.
     """
-    text = re.sub(r"(\w)(?: ' ?|' )(m|s|t|d|re|ve|ll|clock|am|all)\b(?! ?')",
-                  lambda match: f"{match[1]}'{match[2].lower()}", text, flags=re.IGNORECASE)  # I ' Ve -> I've
-    text = re.sub(r"(\d)(?: \. |: | : )(\d\d)\b", lambda m: m[1] + m[0][1:-2].strip() + m[2], text)  # 8: 30 -> 8:30
+    text = re.sub(r"(\w)(?: ' ?(m|s|t|d|re|ve|ll|clock|am|all)|' (m|t|d|ve|ll))\b(?! ?')",
+                  lambda match: f"{match[1]}'{(match[2] or match[3]).lower()}", text, flags=re.IGNORECASE)  # I ' Ve
+    text = re.sub(r"\b([01]?\d|2[0-3]) ?: ([0-5]\d)\b(?! +[a-z]{3})", r"\1:\2", text)  # 8: 30 -> 8:30
+    text = re.sub(r"(\d) \. (\d\d)\b", r"\1.\2", text)  # 16 . 50 -> 16.50
     text = re.sub(r"(\d,\d{3}) , (\d{3})\b", r"\1,\2", text)  # 1,000 , 000 -> 1,000,000
     text = re.sub(r"\s+(?![:;]-?[()])([.,!?;:%)\]]+)(?=\s|$|[\"'.,!?;:)\]])", r"\1", text)  # hello , you -> hello, you
     text = re.sub(r"([.!?,])\s+(?=[.!?](?:\s|$|[.!?]))", r"\1", text)  # . . . -> ...
@@ -301,28 +314,39 @@ def clean_corpora(corpora: Sequence[Corpus], seed: int) -> tuple[list[Corpus], d
             turned = [[clean_text(turn) for turn in dialogue] for dialogue in bar]
             splits[split] = [dialogue for dialogue in turned if len(dialogue) > 1 and all(dialogue)]
             report[corpus.name][f"{split}_read"] = len(dialogues)
-            report[corpus.name][f"{split}_too_short"] = len(dialogues) - len(splits[split])
+            report[corpus.name][f"{split}_without_two_turns_of_text"] = len(dialogues) - len(splits[split])
         cleaned.append(replace(corpus, splits=splits))
-    leaked = leaks([d for c in cleaned for d in c.splits["train"]],
-                   [d for c in cleaned for split in SPLITS[1:] for d in c.splits.get(split, ())])
-    seen, position = set(), 0
-    for corpus in cleaned:
-        kept = []
-        for dialogue in corpus.splits["train"]:
-            words = tuple(map(key, dialogue))
-            reason = "leaking" if position in leaked else "repeated" if words in seen else "kept"
-            report[corpus.name][f"train_{reason}"] += 1
-            seen.add(words)
-            position += 1
-            if reason == "kept":
-                kept.append(dialogue)
-        corpus.splits["train"] = kept
+    drop_repeats(cleaned, report)
     if not any(corpus.splits.get("validation") for corpus in cleaned):
         hold_out_validation(cleaned, report, seed)
+    drop_leaks(cleaned, report)
     if not any(corpus.splits["train"] for corpus in cleaned) or not any(c.splits.get("validation") for c in cleaned):
         raise TinyGPTError(f"After cleaning, {', '.join(c.origin for c in corpora)} leaves nothing to learn from; give "
                            "at least two different dialogues of two turns or more.")
     return cleaned, {"corpora": {c.name: {"origin": c.origin, **report[c.name]} for c in cleaned}}
+
+
+def drop_repeats(corpora: Sequence[Corpus], report: dict[str, Counter]) -> None:
+    """Keeps the first of training dialogues with the same words, over all corpora."""
+    seen = set()
+    for corpus in corpora:
+        kept = []
+        for dialogue in corpus.splits["train"]:
+            said = tuple(map(key, dialogue))
+            if said not in seen:
+                kept.append(dialogue)
+            seen.add(said)
+        report[corpus.name]["train_repeated"] = len(corpus.splits["train"]) - len(kept)
+        corpus.splits["train"] = kept
+
+
+def drop_leaks(corpora: Sequence[Corpus], report: dict[str, Counter]) -> None:
+    """Drops the training dialogues that `leaks` finds in the evaluation splits of any corpus."""
+    evaluation = [dialogue for corpus in corpora for split in SPLITS[1:] for dialogue in corpus.splits.get(split, ())]
+    for corpus in corpora:
+        leaked = leaks(corpus.splits["train"], evaluation)
+        corpus.splits["train"] = [d for number, d in enumerate(corpus.splits["train"]) if number not in leaked]
+        report[corpus.name].update(train_leaking=len(leaked), train_kept=len(corpus.splits["train"]))
 
 
 def hold_out_validation(corpora: Sequence[Corpus], report: dict[str, Counter], seed: int) -> None:

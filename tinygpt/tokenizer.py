@@ -118,13 +118,14 @@ class Tokenizer:
         turns = parse(prompt) if isinstance(prompt, str) else list(prompt)
         if not turns or not all(isinstance(turn, str) for turn in turns) or not normalize(turns[-1]):
             raise TinyGPTError("The prompt has no message to answer; give at least one turn of text.")
-        encoded = self.encode_turns(turns, bot_first=len(turns) % 2 == 0)
-        encoded[-1][-1] = SEP  # the dialogue goes on
         room -= 2  # <s> and Bot:
+        readable = turns[-max(1, room):]  # a turn has two tokens or more
+        encoded = self.encode_turns(readable, bot_first=len(readable) % 2 == 0)
+        encoded[-1][-1] = SEP  # the dialogue goes on
         kept = len(encoded)
         while kept > 1 and sum(map(len, encoded[-kept:])) > room:
             kept -= 1
-        dropped_turns = len(encoded) - kept
+        dropped_turns = len(turns) - kept
         ids = [i for turn in encoded[-kept:] for i in turn]
         excess = max(0, len(ids) - room)
         if excess:

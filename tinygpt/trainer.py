@@ -43,6 +43,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
         self.total_steps = max(1, round(config.epochs * self.steps_per_epoch))
+        sources = [str(Path(source).resolve()) if Path(source).exists() else source for source in sources]
         self.run = {"sources": sources, "config": to_json(config), "data": data.report}
         self.step = 0  # steps done
         self.tokens = 0  # tokens learned
@@ -64,13 +65,14 @@ class Trainer:
         """Goes on from the state last saved in the folder."""
         tensors, metadata = read_tensors(self.folder / "state" / "state.safetensors")
         saved = json.loads(metadata["position"])
-        if saved["vocabulary"] != self.data.tokenizer.vocab_size or saved["rows"] != len(self.data.train):
-            raise TinyGPTError(f"The data of {self.folder} has changed since its state was saved ({saved['rows']:,} "
-                               f"rows then, {len(self.data.train):,} now); put it back, or start a new run.")
+        if saved["data"] != self.data.fingerprint:
+            raise TinyGPTError(f"The data of {self.folder} has changed since its state was saved; put it back as it "
+                               "was, or start a new run.")
         self.step, self.tokens, self.worse = saved["step"], saved["tokens"], saved["worse"]
         self.best = saved["best"] if saved["best"] is not None else math.inf
         self.unlogged = saved.get("unlogged", self.unlogged)
-        self.scaler.load_state_dict(saved["scaler"])
+        if saved["scaler"] and self.scaler.is_enabled():  # a run may go on where the arithmetic is another
+            self.scaler.load_state_dict(saved["scaler"])
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(tensors[f"model/{name}"])
@@ -83,6 +85,7 @@ class Trainer:
         lines = log.read_text().splitlines(keepends=True) if log.exists() else []
         whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
         write_atomically(log, "".join(line for line in whole if json.loads(line)["step"] <= self.step).encode())
+        del tensors
         self.fit()
 
     def save_state(self) -> None:
@@ -95,7 +98,7 @@ class Trainer:
         position = {"step": self.step, "tokens": self.tokens, "worse": self.worse,
                     "unlogged": self.unlogged, "scaler": self.scaler.state_dict(),
                     "best": self.best if math.isfinite(self.best) else None,
-                    "vocabulary": self.data.tokenizer.vocab_size, "rows": len(self.data.train)}
+                    "data": self.data.fingerprint}
         (self.folder / "state").mkdir(exist_ok=True)
         write_tensors(self.folder / "state" / "state.safetensors", tensors, {"position": json.dumps(position)})
 
@@ -150,16 +153,18 @@ class Trainer:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             loss = self.model(ids, targets).sum() / max(1, count)
         if not torch.isfinite(loss):
-            raise TinyGPTError(f"The loss is {loss.item()} at step {self.step:,}; lower --lr (now {config.lr}) or use "
-                               f"--precision fp32, and go on with --resume {self.folder} from the last saved state.")
+            raise TinyGPTError(f"The loss is {loss.item()} at step {self.step:,}; start again in another --out with a "
+                               f"lower --lr (now {config.lr}) or --precision fp32. {self.folder} keeps the best model "
+                               "so far.")
         self.scaler.scale(loss).backward()
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
+            if not self.scaler.is_enabled() or torch.isfinite(norm):  # fp16 overflowed: no optimizer may step
+                self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
         self.step += 1

@@ -96,7 +96,7 @@ class ChatTab:
 
     def edit(self, history: list[dict], edited: gr.EditData) -> Iterator[tuple]:
         """An earlier message reworded: the conversation goes on from there."""
-        if acceptable(edited.value):
+        if acceptable(plain(edited.value)):
             yield from self.reply([*history[:edited.index], said("user", edited.value.strip())])
         else:
             before = said("user", edited.previous_value)
@@ -104,7 +104,10 @@ class ChatTab:
 
     def begin(self, clicked: gr.SelectData) -> Iterator[tuple]:
         """An example as the first message."""
-        yield from self.reply([said("user", clicked.value["text"])])
+        if acceptable(clicked.value["text"]):
+            yield from self.reply([said("user", clicked.value["text"])])
+        else:
+            yield gr.skip(), gr.skip(), gr.skip()
 
     def undo(self, history: list[dict], clicked: gr.UndoData) -> tuple:
         """Takes back the last message and its reply; the message returns to the text box."""
@@ -206,5 +209,5 @@ def introduction(model: TinyGPT) -> str:
     """What an empty chat says about the model, as HTML."""
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     return (f"<h2>Say something to a very small GPT</h2><p>{millions:.1f} million parameters, trained from scratch on "
-            "everyday and prosocial dialogues. It chats rather than helps, and remembers only the last few turns "
+            "dialogues. It chats rather than helps, and remembers only the last few turns "
             f"({model.config.seq_len} tokens, its reply included).</p>")
