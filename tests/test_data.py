@@ -105,8 +105,9 @@ def test_short_and_repeated_dialogues_are_dropped():
     splits, report = clean(train, validation=[["Bye.", "See you."], ["One turn"]])
     assert splits["train"] == [first, second, third]
     assert splits["validation"] == [["Bye.", "See you."]]
-    assert report["train_read"] == 7 and report["train_without_two_turns_of_text"] == 3 and report["train_repeated"] == 1
-    assert report["train_kept"] == 3 and report["validation_without_two_turns_of_text"] == 1 and report["origin"] == "somewhere"
+    assert (report["train_read"], report["train_repeated"], report["train_kept"]) == (7, 1, 3)
+    assert (report["train_without_two_turns_of_text"], report["validation_without_two_turns_of_text"]) == (3, 1)
+    assert report["origin"] == "somewhere"
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

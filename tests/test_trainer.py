@@ -357,7 +357,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_one_sentence(make, value):
                 trainer.model.final_norm.bias[0] = value
         return train_step()
     trainer.train_step = poisoned_step
-    with pytest.raises(TinyGPTError, match=r"^The loss is (nan|inf) at step 9; start again .* lower --lr \(now 0\.003\)"):
+    with pytest.raises(TinyGPTError, match=r"^The loss is (nan|inf) at step 9; start .* lower --lr \(now 0"):
         trainer.start()
     assert load_file(trainer.folder / "state/state.safetensors")["model/final_norm.bias"].isfinite().all()
     make().resume()
