@@ -17,6 +17,7 @@ THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", radius_size="
                           font=("system-ui", "-apple-system", "Segoe UI", "sans-serif"),
                           font_mono=("ui-monospace", "Consolas", "monospace")).set(
     body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400",
+    color_accent_soft_dark="*primary_950", border_color_accent_subdued_dark="*primary_800",
     input_placeholder_color="*neutral_500", input_placeholder_color_dark="*neutral_400")
 CSS = """
 #title .html-container { padding: 0; text-align: center; }

@@ -1,13 +1,13 @@
 """Train a TinyGPT: python train.py --preset chat --data dailydialog prosocial_dialog --out checkpoints/mine"""
 
 import argparse
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from tinygpt.config import PRESETS, Config, run_command
+from tinygpt.config import PRESETS, Config, TinyGPTError, run_command
 from tinygpt.data import prepare
 from tinygpt.model import choose_device
 from tinygpt.trainer import Trainer, choose_dtype, load_run, refuse_used
@@ -29,15 +29,21 @@ class Command:
     out: Path = Path("checkpoints/run")
     """Folder for the checkpoint, the log and the resumable state."""
     resume: Path | None = None
-    """Go on with the run in this folder; all other flags come from there."""
+    """Go on with the run in this folder; every setting comes from there, so give no other flag."""
 
 
 def main() -> None:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", choices=list(PRESETS), default="reference")
+    first.add_argument("--preset", default="reference")
     preset = first.parse_known_args()[0].preset
-    command = tyro.cli(Command, default=Command(PRESETS[preset], preset=preset), prog="train.py")
+    if preset not in PRESETS:
+        raise TinyGPTError(f"preset is {preset!r}; give one of {', '.join(PRESETS)}.")
+    given = Command(PRESETS[preset], preset=preset)
+    command = tyro.cli(Command, default=given, prog="train.py")
     if command.resume:
+        if replace(command, resume=None) != given or preset != "reference":
+            raise TinyGPTError("--resume takes every setting from the run it goes on with; leave out the other flags, "
+                               "or start a new run with them.")
         config, sources = load_run(command.resume)
         Trainer(config, prepare(sources, config), command.resume, sources).resume()
     else:

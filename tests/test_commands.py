@@ -101,7 +101,8 @@ def test_help(run, program):
     (["--dropout", "2", "--lr", "0", "--seed", "-1"], "seed is -1"), (["--seed", str(2**70)], "seed is"),
     (["--data", "missing.jsonl"], "missing.jsonl is neither a file"), (["--data"], "No data was given"),
     (["--data", "LICENSE"], "LICENSE, line 1 is not a JSON object"), (["--nonsense", "3"], "--nonsense"),
-    (["--num-layers", "two"], "--num-layers"), (["--preset", "huge"], "invalid choice: 'huge'"),
+    (["--num-layers", "two"], "--num-layers"),
+    (["--preset", "huge"], "preset is 'huge'; give one of reference, chat, nano"),
     (["--head", "none"], "--head"), (["--device", "toaster"], "device is 'toaster'; give auto"),
     (["--precision", "fp16"], "fp16 needs a GPU"), (["--out", "LICENSE"], "LICENSE"),
     (["--out", "LICENSE/run"], "LICENSE/run")], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
@@ -125,6 +126,11 @@ def test_resume_without_a_run_is_refused(run, tmp_path):
     assert not (tmp_path / "nothing").exists()
     (tmp_path / "photo.png").touch()
     assert "holds no run to go on with" in refused(run("train.py", "--resume", tmp_path))
+
+
+@pytest.mark.parametrize("flags", [["--lr", "0.5"], ["--preset", "nano"], ["--out", "elsewhere"], ["--epochs", "20"]])
+def test_resume_refuses_settings_that_it_would_ignore(run, trained, flags):
+    assert "leave out the other flags" in refused(run("train.py", "--resume", trained[0], *flags))
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"sources": []}'])

@@ -7,7 +7,7 @@ import tyro
 
 from tinygpt.checkpoint import load_checkpoint
 from tinygpt.config import run_command
-from tinygpt.generate import stream
+from tinygpt.generate import fit_prompt, stream
 from tinygpt.sampling import Sampling
 from tinygpt.tokenizer import normalize
 
@@ -37,6 +37,11 @@ def chat(folder: Path = Path("checkpoints/tinygpt-chat"), /, device: str = "auto
             print("(a new conversation)")
             continue
         turns.append(message)
+        read = fit_prompt(model, tokenizer, turns, sampling)
+        if read.dropped_tokens:
+            print("(too long: it reads only the end of your message)")
+        elif read.dropped_turns:
+            print(f"(it no longer sees the first {read.dropped_turns} turns)")
         print("Bot: ", end="", flush=True)
         reply = ""
         try:

@@ -6,6 +6,7 @@ the speakers taking turns; a split is a list of dialogues.
 
 import hashlib
 import json
+import logging
 import os
 import random
 import re
@@ -214,6 +215,7 @@ def load_from_hub(source: str) -> Corpus:
     import datasets  # heavy, and only needed here
 
     print(f"Asking the Hugging Face Hub for {source} ...", flush=True)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what fails is told below
     failures = []
     for hub_id, revision in HUB.get(source, [(source, None)]):
         try:

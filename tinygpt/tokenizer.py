@@ -152,8 +152,8 @@ def parse(dialogue: str) -> list[str]:
     turns = re.split(r"\s*<sep>\s*", spoken[1]) if spoken else []
     speakers = ("User:", "Bot:") if len(turns) % 2 else ("Bot:", "User:")
     if not turns or not all(turn.startswith(speakers[n % 2]) for n, turn in enumerate(turns)):
-        raise TinyGPTError(f"{dialogue!r} is not a dialogue: write '<s> User: Hello! <sep> Bot:', the speakers taking "
-                           "turns, or give the turns as a list.")
+        raise TinyGPTError(f"{dialogue[:60]!r} is not a dialogue: write '<s> User: Hello! <sep> Bot:', the speakers "
+                           "taking turns, or give the turns as a list.")
     return [turn.removeprefix(speakers[n % 2]).strip() for n, turn in enumerate(turns)]
 
 

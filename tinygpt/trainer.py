@@ -135,7 +135,8 @@ class Trainer:
                 loss = self.unlogged["loss"] / max(1, self.unlogged["tokens"])
                 speed = self.unlogged["tokens"] / self.unlogged["seconds"]
                 self.log(train_loss=loss, lr=rate, tokens_per_second=round(speed))
-                bar.set_postfix_str(f"loss {loss:.3f}, best validation {self.best:.3f}, {speed:,.0f} tokens/s")
+                best = f"best validation {self.best:.3f}, " if math.isfinite(self.best) else ""
+                bar.set_postfix_str(f"loss {loss:.3f}, {best}{speed:,.0f} tokens/s")
                 self.unlogged = dict.fromkeys(self.unlogged, 0)
             if self.step % config.eval_interval == 0 or self.step == self.total_steps:
                 self.check()

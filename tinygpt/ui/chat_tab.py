@@ -201,7 +201,7 @@ def note_on(read: Prompt, seq_len: int) -> str:
         return "That is more than TinyGPT can remember: it read only the end of your message."
     if read.dropped_turns:
         forgotten = "first turn is" if read.dropped_turns == 1 else f"first {read.dropped_turns} turns are"
-        return f"TinyGPT remembers no more than {seq_len} tokens: the {forgotten} forgotten."
+        return f"TinyGPT sees {seq_len} tokens, its reply included: the {forgotten} forgotten."
     return NOTICE
 
 
