@@ -346,7 +346,7 @@ def drop_leaks(corpora: Sequence[Corpus], report: dict[str, Counter]) -> None:
     """Drops the training dialogues that `leaks` finds in the evaluation splits of any corpus."""
     evaluation = [dialogue for corpus in corpora for split in SPLITS[1:] for dialogue in corpus.splits.get(split, ())]
     for corpus in corpora:
-        leaked = leaks(corpus.splits["train"], evaluation)
+        leaked, _ = leaks(corpus.splits["train"], evaluation)
         corpus.splits["train"] = [d for number, d in enumerate(corpus.splits["train"]) if number not in leaked]
         report[corpus.name].update(train_leaking=len(leaked), train_kept=len(corpus.splits["train"]))
 
@@ -360,9 +360,10 @@ def hold_out_validation(corpora: Sequence[Corpus], report: dict[str, Counter], s
         report[corpus.name]["train_held_out"] = held_out
 
 
-def leaks(train: Sequence[Dialogue], evaluation: Iterable[Dialogue], min_words: int = 6) -> set[int]:
+def leaks(train: Sequence[Dialogue], evaluation: Iterable[Dialogue], min_words: int = 6) -> tuple[set[int], set[int]]:
     """Positions in `train` of dialogues that repeat an evaluation dialogue, case and punctuation ignored: whole, or at
-    least half of its utterances of `min_words` words or more (after arXiv 2201.06219).
+    least half of its utterances of `min_words` words or more (after arXiv 2201.06219); and positions in `evaluation`
+    of those that are repeated.
     """
     whole, spoken_in = defaultdict(set), defaultdict(set)
     for position, dialogue in enumerate(train):
@@ -371,14 +372,16 @@ def leaks(train: Sequence[Dialogue], evaluation: Iterable[Dialogue], min_words: 
         for utterance in words:
             if utterance.count(" ") + 1 >= min_words:
                 spoken_in[utterance].add(position)
-    found = set()
-    for dialogue in evaluation:
+    found, repeated = set(), set()
+    for number, dialogue in enumerate(evaluation):
         words = tuple(map(key, dialogue))
         longer = {utterance for utterance in words if utterance.count(" ") + 1 >= min_words}
         shared = Counter(position for utterance in longer for position in spoken_in.get(utterance, ()))
-        found |= whole.get(words, set())
-        found |= {position for position, count in shared.items() if 2 * count >= len(longer)}
-    return found
+        here = whole.get(words, set()) | {position for position, n in shared.items() if 2 * n >= len(longer)}
+        found |= here
+        if here:
+            repeated.add(number)
+    return found, repeated
 
 
 # ------------------------------------------------------------------------------------------------- rows

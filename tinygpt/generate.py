@@ -1,12 +1,14 @@
 """From a dialogue to the Bot's reply, token by token."""
 
 import random
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from tinygpt.model import Cache, TinyGPT
 from tinygpt.sampling import Sampling, distribution
@@ -52,7 +54,7 @@ def fit_prompt(model: TinyGPT, tokenizer: Tokenizer, prompt: str | Sequence[str]
 @torch.inference_mode()
 def _steps(model: TinyGPT, tokenizer: Tokenizer, prompt: Prompt, sampling: Sampling) -> Iterator[Step]:
     device = next(model.parameters()).device
-    dice = torch.Generator().manual_seed(sampling.seed if sampling.seed >= 0 else random.getrandbits(63))
+    dice = new_dice(sampling)
     cache = Cache(model.config, batch_size=1, device=device)
     ids = list(prompt.ids)
     hidden = model.hidden(torch.tensor([ids], device=device), cache)[:, -1]  # (1, C)
@@ -72,6 +74,57 @@ def _steps(model: TinyGPT, tokenizer: Tokenizer, prompt: Prompt, sampling: Sampl
             return
         said = text
         hidden = model.hidden(torch.tensor([[token]], device=device), cache)[:, -1]  # (1, C)
+
+
+@torch.inference_mode()
+def generate_many(model: TinyGPT, tokenizer: Tokenizer, prompts: Sequence[str | Sequence[str]],
+                  sampling: Sampling = Sampling(), batch_size: int = 64) -> list[str]:
+    """`generate` for many prompts, those of one length decoded side by side. Each gets the reply that it would get
+    alone (up to float rounding); with a seed, every prompt starts from that seed.
+    """
+    fitted = [fit_prompt(model, tokenizer, prompt, sampling).ids for prompt in prompts]
+    by_length = defaultdict(list)
+    for number, ids in enumerate(fitted):
+        by_length[len(ids)].append(number)
+    batches = [same[start:start + batch_size] for _, same in sorted(by_length.items())
+               for start in range(0, len(same), batch_size)]
+    replies = [""] * len(fitted)
+    with tqdm(total=len(fitted), desc="replies", leave=False, delay=2) as bar:
+        for batch in batches:
+            for number, reply in zip(batch, _decode(model, [fitted[n] for n in batch], sampling), strict=True):
+                replies[number] = tokenizer.decode(reply).rstrip("\ufffd")
+            bar.update(len(batch))
+    return replies
+
+
+def _decode(model: TinyGPT, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
+    """Replies, as ids, to prompts of one length."""
+    device = next(model.parameters()).device
+    dice = [new_dice(sampling) for _ in prompts]
+    room = min(sampling.max_new_tokens, model.config.seq_len - len(prompts[0]))
+    cache = Cache(model.config, len(prompts), device)
+    hidden = model.hidden(torch.tensor(prompts, device=device), cache)[:, -1]  # (B, C)
+    replies: list[list[int]] = [[] for _ in prompts]
+    running = set(range(len(prompts)))
+    for _ in range(room):
+        logits = model.logits(hidden)  # (B, V)
+        drawn = [PAD] * len(prompts)  # what is fed to a reply that has ended changes no other
+        for row in sorted(running):
+            ids = prompts[row] + replies[row]
+            drawn[row] = draw(logits[row:row + 1], ids, not replies[row], sampling, dice[row])[0]
+            if drawn[row] in (SEP, EOS):
+                running.remove(row)
+            else:
+                replies[row].append(drawn[row])
+        if not running or cache.length == model.config.seq_len:
+            break
+        hidden = model.hidden(torch.tensor(drawn, device=device)[:, None], cache)[:, -1]  # (B, C)
+    return replies
+
+
+def new_dice(sampling: Sampling) -> torch.Generator:
+    """What chance comes from: the seed, or the system where it is -1."""
+    return torch.Generator().manual_seed(sampling.seed if sampling.seed >= 0 else random.getrandbits(63))
 
 
 def draw(logits: Tensor, ids: list[int], first: bool, sampling: Sampling, dice: torch.Generator) -> tuple:

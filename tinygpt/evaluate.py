@@ -1,0 +1,239 @@
+"""What a model is worth: python -m tinygpt.evaluate CHECKPOINT --data FOLDER ...
+
+Text: how well the model predicts what people said, over a whole split, each turn given all earlier ones that fit in
+the window. Replies: what it answers to every context, beside a reply that never changes and the reply that stands
+under the most similar context of the training split.
+"""
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from tinygpt.checkpoint import load_checkpoint, write_atomically
+from tinygpt.config import TinyGPTError, run_command
+from tinygpt.data import Corpus, Dialogue, clean_text, leaks, load_corpus
+from tinygpt.generate import generate_many
+from tinygpt.model import IGNORE, TinyGPT
+from tinygpt.sampling import Sampling
+from tinygpt.tokenizer import BOS, PAD, Tokenizer
+
+CONSTANT_REPLY = "I don't know."
+
+# ------------------------------------------------------------------------------------------------- text
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """Sums over a whole split: every rate follows from them, whatever the batches were."""
+
+    nats: float  # of every token said, and of the marker that ends each turn
+    tokens: int
+    bytes: int  # of the text, UTF-8; the markers have none
+    words: int  # between white space
+
+    @property
+    def rates(self) -> dict[str, float]:
+        return {"nats_per_token": self.nats / self.tokens, "bits_per_byte": self.nats / math.log(2) / self.bytes,
+                "perplexity_per_piece": math.exp(self.nats / self.tokens),
+                "perplexity_per_word": math.exp(self.nats / self.words), "tokens": self.tokens}
+
+
+def windows(dialogue: Dialogue, tokenizer: Tokenizer, seq_len: int) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    """The dialogue as `(ids, turn, scored)` windows of at most seq_len + 1 tokens, `turn` numbering the turn of each
+    token; each turn is `scored` in exactly one, the one that shows it after all earlier turns that fit, whole.
+    """
+    encoded = [turn[:seq_len] for turn in tokenizer.encode_turns(dialogue)]
+    first = next_turn = 0
+    while next_turn < len(encoded):
+        while first < next_turn and 1 + sum(map(len, encoded[first:next_turn + 1])) > seq_len + 1:
+            first += 1
+        end = next_turn + 1
+        while end < len(encoded) and 1 + sum(map(len, encoded[first:end + 1])) <= seq_len + 1:
+            end += 1
+        numbered = [(i, number) for number in range(first, end) for i in encoded[number]]
+        yield ([BOS, *(i for i, _ in numbered)], [-1, *(number for _, number in numbered)],
+               list(range(next_turn, end)))
+        next_turn = end
+
+
+@torch.inference_mode()
+def score_text(model: TinyGPT, tokenizer: Tokenizer, dialogues: Sequence[Dialogue], batch_size: int = 32,
+               replies_only: bool = False) -> TextScore:
+    """How well `model` predicts `dialogues` (cleaned ones): all turns, or only the second speaker's."""
+    device = next(model.parameters()).device
+    rows = []
+    for dialogue in dialogues:
+        for ids, turns, scored in windows(dialogue, tokenizer, model.config.seq_len):
+            wanted = {number for number in scored if not replies_only or number % 2}
+            starts = [n == 0 or turns[n] != turns[n - 1] for n in range(len(ids))]  # User: and Bot: are given
+            targets = [i if turn in wanted and not start else IGNORE
+                       for i, turn, start in zip(ids, turns, starts, strict=True)]
+            if wanted:
+                rows.append((ids[:-1], targets[1:]))
+    rows.sort(key=lambda row: len(row[0]))  # neighbours of one length, little padding
+    nats, tokens = 0.0, 0
+    for start in tqdm(range(0, len(rows), batch_size), "scoring text", leave=False, delay=2):
+        batch = rows[start:start + batch_size]
+        width = max(len(ids) for ids, _ in batch)
+        ids = torch.tensor([ids + [PAD] * (width - len(ids)) for ids, _ in batch], device=device)
+        targets = torch.tensor([row + [IGNORE] * (width - len(row)) for _, row in batch], device=device)
+        nats += model(ids, targets).double().sum().item()
+        tokens += int((targets != IGNORE).sum())
+    texts = [turn for dialogue in dialogues for n, turn in enumerate(dialogue) if not replies_only or n % 2]
+    return TextScore(nats, tokens, sum(len(text.encode()) for text in texts), sum(len(text.split()) for text in texts))
+
+
+# ------------------------------------------------------------------------------------------------- replies
+
+
+def words(text: str) -> list[str]:
+    """Words and punctuation marks, lower-cased: nltk's WordPunctTokenizer, which needs no download."""
+    from nltk.tokenize import wordpunct_tokenize
+
+    return wordpunct_tokenize(text.lower())
+
+
+def score_replies(replies: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Corpus BLEU-1 to 4 (Papineni et al. 2002) against one reference each, in percent, smoothed by nltk's method 1;
+    distinct-1 and 2 (Li et al. 2016, https://arxiv.org/abs/1510.03055); words a reply; and the share of replies that
+    say a run of three words twice.
+    """
+    from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
+
+    said, wanted = [words(reply) for reply in replies], [[words(reference)] for reference in references]
+    scores = {f"bleu_{n}": 100 * corpus_bleu(wanted, said, weights=[1 / n] * n,
+                                             smoothing_function=SmoothingFunction().method1) for n in range(1, 5)}
+    for n in (1, 2):
+        ngrams = Counter(tuple(reply[i:i + n]) for reply in said for i in range(len(reply) - n + 1))
+        scores[f"distinct_{n}"] = len(ngrams) / max(1, ngrams.total())
+    runs = [[tuple(reply[i:i + 3]) for i in range(len(reply) - 2)] for reply in said]
+    repeats = sum(len(run) != len(set(run)) for run in runs)
+    return {**scores, "words_per_reply": sum(map(len, said)) / max(1, len(said)),
+            "repeating": repeats / max(1, len(said)), "replies": len(said)}
+
+
+def contexts_and_replies(dialogues: Sequence[Dialogue]) -> list[tuple[list[str], str]]:
+    """Every turn of the second speaker, with all turns before it."""
+    return [(dialogue[:n], dialogue[n]) for dialogue in dialogues for n in range(1, len(dialogue), 2)]
+
+
+def nearest_neighbour_replies(contexts: Sequence[list[str]], train: Sequence[Dialogue]) -> list[str]:
+    """The reply under the training message most like the last message of each context (cosine of tf-idf words)."""
+    pairs = [(context[-1], reply) for context, reply in contexts_and_replies(train)]
+    documents = [Counter(words(message)) for message, _ in pairs]
+    spread = Counter(word for document in documents for word in document)
+    weight = {word: math.log(len(pairs) / count) for word, count in spread.items()}
+    found_in = defaultdict(list)  # word -> the messages with it, and its share of their length
+    for number, document in enumerate(documents):
+        norm = math.sqrt(sum((count * weight[word]) ** 2 for word, count in document.items())) or 1.0
+        for word, count in document.items():
+            found_in[word].append((number, count * weight[word] / norm))
+    postings = {word: (np.array([n for n, _ in where]), np.array([share for _, share in where]))
+                for word, where in found_in.items()}
+    replies = []
+    for context in tqdm(contexts, "nearest neighbours", leave=False, delay=2):
+        likeness = np.zeros(len(pairs))
+        for word, count in Counter(words(context[-1])).items():
+            if word in postings:
+                numbers, shares = postings[word]
+                likeness[numbers] += count * weight[word] * shares
+        replies.append(pairs[int(likeness.argmax())][1])
+    return replies
+
+
+# ------------------------------------------------------------------------------------------------- the report
+
+
+def evaluate(model: TinyGPT, tokenizer: Tokenizer, corpus: Corpus, split: str, sampling: Sampling,
+             max_replies: int) -> dict[str, dict]:
+    """All figures of one split, "official" and "clean": without the dialogues that also stand in the training split."""
+    dialogues, train = (cleaned(corpus.splits.get(name, ())) for name in (split, "train"))
+    repeated = leaks(train, dialogues)[1]
+    kept = {"official": dialogues}
+    if repeated:
+        kept["clean"] = [dialogue for number, dialogue in enumerate(dialogues) if number not in repeated]
+    return {f"{corpus.name} {split}, {name}": {
+        "dialogues": len(part),
+        "text": score_text(model, tokenizer, part).rates,
+        "text_of_replies": score_text(model, tokenizer, part, replies_only=True).rates,
+        "replies": evaluate_replies(model, tokenizer, part, train, sampling, max_replies)}
+        for name, part in kept.items()}
+
+
+def cleaned(dialogues: Sequence[Dialogue]) -> list[Dialogue]:
+    """As they would be learned: each turn cleaned, those without two turns of text left out."""
+    turned = ([clean_text(turn) for turn in dialogue] for dialogue in dialogues)
+    return [dialogue for dialogue in turned if len(dialogue) > 1 and all(dialogue)]
+
+
+def evaluate_replies(model: TinyGPT, tokenizer: Tokenizer, dialogues: Sequence[Dialogue], train: Sequence[Dialogue],
+                     sampling: Sampling, max_replies: int) -> dict[str, dict]:
+    """The scores of the model's replies to every context (or `max_replies`, evenly spread), and of the baselines."""
+    pairs = contexts_and_replies(dialogues)
+    if 0 < max_replies < len(pairs):
+        pairs = [pairs[n] for n in np.linspace(0, len(pairs) - 1, max_replies).round().astype(int)]
+    contexts, references = [context for context, _ in pairs], [reply for _, reply in pairs]
+    scores = {"model": score_replies(generate_many(model, tokenizer, contexts, sampling), references),
+              "constant reply": score_replies([CONSTANT_REPLY] * len(pairs), references)}
+    if train:
+        scores["nearest neighbour"] = score_replies(nearest_neighbour_replies(contexts, train), references)
+    return scores
+
+
+def report(results: dict[str, dict]) -> str:
+    """The figures as two Markdown tables."""
+    lines = ["| text | bits/byte | nats/token | perplexity/piece | perplexity/word |", "|---|---:|---:|---:|---:|"]
+    for name, result in results.items():
+        for part, label in (("text", "all turns"), ("text_of_replies", "replies")):
+            rates = result[part]
+            lines.append(f"| {name}, {label} | {rates['bits_per_byte']:.3f} | {rates['nats_per_token']:.3f} | "
+                         f"{rates['perplexity_per_piece']:.1f} | {rates['perplexity_per_word']:.1f} |")
+    lines += ["", "| replies | BLEU-1 | BLEU-2 | BLEU-3 | BLEU-4 | distinct-1 | distinct-2 | words | repeating |",
+              "|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
+    for name, result in results.items():
+        for who, s in result["replies"].items():
+            bleu = " | ".join(f"{s[f'bleu_{n}']:.2f}" for n in range(1, 5))
+            lines.append(f"| {name}: {who} | {bleu} | {s['distinct_1']:.3f} | {s['distinct_2']:.3f} | "
+                         f"{s['words_per_reply']:.1f} | {s['repeating']:.1%} |")
+    return "\n".join(lines)
+
+
+def command(folder: Path, /, data: list[str], split: Literal["test", "validation"] = "test", max_replies: int = 0,
+            device: str = "auto", sampling: Sampling = Sampling(seed=0)) -> None:
+    """Measure a trained TinyGPT; prints two tables and writes metrics.json into the checkpoint folder.
+
+    Args:
+        folder: Checkpoint folder, as train.py writes it.
+        data: Folders with train.jsonl and the split, or Hugging Face Hub sets.
+        split: Which split to measure on.
+        max_replies: Contexts to reply to, evenly spread over the split; 0 replies to all.
+        device: cpu, cuda, mps; auto takes the fastest one present.
+        sampling: How replies are drawn.
+    """
+    model, tokenizer = load_checkpoint(folder, device)
+    results = {}
+    for corpus in map(load_corpus, data):
+        if not corpus.splits.get(split):
+            raise TinyGPTError(f"{corpus.origin} has no {split} split; give a folder with {split}.jsonl.")
+        results |= evaluate(model, tokenizer, corpus, split, sampling, max_replies)
+    metrics = {"settings": {"sampling": asdict(sampling), "max_replies": max_replies, "bleu_smoothing": "method1",
+                            "words": "nltk wordpunct, lower case"}, "results": results}
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=1).encode())
+    print(report(results))
+
+
+def main() -> None:
+    run_command(lambda: tyro.cli(command, prog="python -m tinygpt.evaluate", config=(tyro.conf.OmitArgPrefixes,)))
+
+
+if __name__ == "__main__":
+    main()
