@@ -16,7 +16,7 @@ BUNDLED = ROOT / "checkpoints" / "tinygpt-chat"
 
 
 def test_every_local_link_leads_somewhere():
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    links = [link for link in re.findall(r"\]\(([^)#]+)", README) if "://" not in link]
     assert links and [link for link in links if not (ROOT / link).exists()] == []
 
 
