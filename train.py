@@ -22,8 +22,8 @@ class Command:
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     preset: str = "reference"
-    """Where settings not given come from: reference (the plain recipe), chat (the tuned one that made the bundled
-    model), nano (seconds on a CPU)."""
+    """Where settings not given come from: reference (the plain recipe), chat (the one behind the
+    bundled model), nano (seconds on a CPU)."""
     data: list[str] = field(default_factory=lambda: ["dailydialog", "prosocial_dialog"])
     """JSON-lines files, folders of them (train.jsonl, validation.jsonl), or Hugging Face Hub sets."""
     out: Path = Path("checkpoints/run")

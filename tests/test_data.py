@@ -335,6 +335,12 @@ def test_two_sources_of_the_same_name_are_both_in_the_report(tmp_path):
     assert sorted(entry["train_read"] for entry in report.values()) == [30, 30]
 
 
+def test_the_fingerprint_is_of_the_text_wherever_it_is_named_from(tmp_path, monkeypatch):
+    sources = [write(tmp_path / folder / "talk.jsonl", random_dialogues(30, seed)) for seed, folder in enumerate("ab")]
+    monkeypatch.chdir(tmp_path)
+    assert prepare(sources, SMALL).fingerprint == prepare(["a/talk.jsonl", "b/talk.jsonl"], SMALL).fingerprint
+
+
 # ------------------------------------------------------------------------------------------------- reading
 
 GOOD = b'{"turns": ["Hello!", "Hi."]}\n'

@@ -88,10 +88,11 @@ def prepare(sources: Sequence[str], config: Config, tokenizer: Tokenizer | None 
     if not sources:
         raise TinyGPTError("No data was given; name JSON-lines files, folders or Hub sets with --data, for example "
                            "--data dailydialog prosocial_dialog.")
-    corpora = []
+    corpora, named = [], Counter()
     for corpus in map(load_corpus, sources):
-        taken = {other.name for other in corpora}
-        corpora.append(replace(corpus, name=corpus.origin) if corpus.name in taken else corpus)
+        named[corpus.name] += 1
+        again = named[corpus.name] > 1  # the report counts by name
+        corpora.append(replace(corpus, name=f"{corpus.name} ({named[corpus.name]})") if again else corpus)
     folder = cache_folder() / fingerprint(corpora, config, tokenizer)
     if not (folder / "report.json").exists():
         corpora, report = clean_corpora(corpora, config.seed)

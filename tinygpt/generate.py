@@ -116,7 +116,7 @@ def _decode(model: TinyGPT, prompts: list[list[int]], sampling: Sampling) -> lis
                 running.remove(row)
             else:
                 replies[row].append(drawn[row])
-        if not running or cache.length == model.config.seq_len:
+        if not running:
             break
         hidden = model.hidden(torch.tensor(drawn, device=device)[:, None], cache)[:, -1]  # (B, C)
     return replies

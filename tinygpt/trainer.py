@@ -70,7 +70,7 @@ class Trainer:
                                "was, or start a new run.")
         self.step, self.tokens, self.worse = saved["step"], saved["tokens"], saved["worse"]
         self.best = saved["best"] if saved["best"] is not None else math.inf
-        self.unlogged = saved.get("unlogged", self.unlogged)
+        self.unlogged = saved["unlogged"]
         if saved["scaler"] and self.scaler.is_enabled():  # a run may go on where the arithmetic is another
             self.scaler.load_state_dict(saved["scaler"])
         with torch.no_grad():
