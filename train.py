@@ -7,10 +7,11 @@ from typing import Annotated
 
 import tyro
 
+from tinygpt import parallel
 from tinygpt.config import PRESETS, Config, TinyGPTError, run_command
-from tinygpt.data import prepare
-from tinygpt.model import choose_device
-from tinygpt.trainer import Trainer, choose_dtype, load_run, refuse_used
+from tinygpt.data import Prepared, prepare
+from tinygpt.learner import choose_dtype
+from tinygpt.trainer import Trainer, load_run, plan, refuse_used
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Command:
     """Folder for the checkpoint, the log and the resumable state."""
     resume: Path | None = None
     """Go on with the run in this folder; every setting comes from there, so give no other flag."""
+    plan: bool = False
+    """Train nothing; print parameters, tokens, memory and the time that a few measured steps foretell."""
 
 
 def main() -> None:
@@ -40,17 +43,31 @@ def main() -> None:
         raise TinyGPTError(f"preset is {preset!r}; give one of {', '.join(PRESETS)}.")
     given = Command(PRESETS[preset], preset=preset)
     command = tyro.cli(Command, default=given, prog="train.py")
-    if command.resume:
-        if replace(command, resume=None) != given or preset != "reference":
-            raise TinyGPTError("--resume takes every setting from the run it goes on with; leave out the other flags, "
-                               "or start a new run with them.")
-        config, sources = load_run(command.resume)
-        Trainer(config, prepare(sources, config), command.resume, sources).resume()
-    else:
+    if command.resume and (replace(command, resume=None) != given or preset != "reference"):
+        raise TinyGPTError("--resume takes every setting from the run it goes on with; leave out the other flags, or "
+                           "start a new run with them.")
+    config, sources = load_run(command.resume) if command.resume else (command.config, command.data)
+    if not command.resume:
         refuse_used(command.out)
-        choose_dtype(command.config.precision, choose_device(command.config.device))  # before minutes of preparation
-        data = prepare(command.data, command.config)
-        Trainer(command.config, data, command.out, command.data).start()
+    choose_dtype(config.precision, parallel.own_device(config.device))  # before minutes of preparation
+    with parallel.joined(config.device):
+        trainer = Trainer(config, prepare_once(sources, config), command.resume or command.out, sources)
+        if command.plan:
+            print(plan(trainer))
+        elif command.resume:
+            trainer.resume()
+        else:
+            trainer.start()
+
+
+def prepare_once(sources: list[str], config: Config) -> Prepared:
+    """The first process prepares the data, the others then open it."""
+    if parallel.rank():
+        parallel.barrier()
+    data = prepare(sources, config)
+    if not parallel.rank():
+        parallel.barrier()
+    return data
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from tinygpt import Sampling, generate, load_checkpoint
 from tinygpt.data import leaks, read_json_lines
-from tinygpt.evaluate import nearest_neighbour_replies, score_replies, score_text, windows
+from tinygpt.evaluate import nearest_neighbour_replies, score_replies, score_text, windows, words
 from tinygpt.generate import generate_many
 from tinygpt.tokenizer import BOS, BOT, EOS, SEP, USER
 
@@ -94,15 +95,42 @@ def test_many_replies_at_once_are_those_given_alone(chat, sampling):
     assert generate_many(*chat, prompts, sampling, batch_size=4) == [generate(*chat, p, sampling) for p in prompts]
 
 
-def test_the_command_prints_tables_and_writes_metrics(tiny_checkpoint):
-    def run(*arguments):
-        return subprocess.run([sys.executable, "-m", "tinygpt.evaluate", str(tiny_checkpoint), *arguments], cwd=ROOT,
-                              capture_output=True, text=True)
-    done = run("--data", "tests/data", "--split", "validation", "--max-replies", "5", "--max-new-tokens", "5")
+def evaluate(*arguments):
+    return subprocess.run([sys.executable, "-m", "tinygpt.evaluate", *map(str, arguments)], cwd=ROOT,
+                          capture_output=True, text=True)
+
+
+def test_bleu_is_that_of_sacrebleu():
+    sacrebleu = pytest.importorskip("sacrebleu")
+    replies = [turn for dialogue in DIALOGUES for turn in dialogue[1::2]]
+    references = [*replies[3:], *replies[:3]]  # other people's replies: few runs of three or four words in common
+    ours = score_replies(replies, references)
+    said, wanted = ([" ".join(words(text)) for text in texts] for texts in (replies, references))
+    for n in range(1, 5):
+        metric = sacrebleu.BLEU(max_ngram_order=n, tokenize="none", smooth_method="floor", smooth_value=0.1, force=True)
+        assert ours[f"bleu_{n}"] == pytest.approx(metric.corpus_score(said, [wanted]).score, rel=1e-6), n
+    assert 0 < ours["bleu_4"] < ours["bleu_1"] < 100
+
+
+def test_the_command_prints_tables_and_writes_metrics(tiny_checkpoint, tmp_path):
+    other = shutil.copytree(tiny_checkpoint, tmp_path / "other")
+    few = ["--max-replies", 5, "--max-new-tokens", 5]
+    done = evaluate(tiny_checkpoint, "--compare", other, "--data", "tests/data", "tests/data/validation.jsonl",
+                    "--split", "validation", *few)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tiny_checkpoint / "metrics.json").read_text())
+    assert metrics == json.loads((other / "metrics.json").read_text())
     result = metrics["results"]["data validation, official"]
-    assert f"{result['text']['bits_per_byte']:.3f}" in done.stdout and "nearest neighbour" in done.stdout
+    rate = f"{result['text']['bits_per_byte']:.3f}"
+    for folder in (tiny_checkpoint, other):
+        assert f"| data validation, official, all turns: {folder} | {rate} |" in done.stdout
+    assert done.stdout.count("| data validation, official: nearest neighbour |") == 1
     assert result["dialogues"] == 24 and metrics["settings"]["sampling"]["seed"] == 0
-    refused = run("--data", "tests/data")
+    alone = metrics["results"]["validation.jsonl whole, official"]
+    assert alone["text"] == result["text"] and alone["sha256"] == result["sha256"]  # the same dialogues
+    assert "nearest neighbour" in result["replies"] and "nearest neighbour" not in alone["replies"]
+
+
+def test_a_split_that_is_missing_is_named(tiny_checkpoint):
+    refused = evaluate(tiny_checkpoint, "--data", "tests/data")
     assert refused.returncode == 2 and "has no test split" in refused.stderr and "Traceback" not in refused.stderr

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import tinygpt.trainer
-from tinygpt import Config, TinyGPT, TinyGPTError, generate, load_checkpoint
+from tinygpt import Config, Sampling, TinyGPT, TinyGPTError, generate, load_checkpoint
 from tinygpt.data import prepare
+from tinygpt.learner import Learner
 from tinygpt.optim import learning_rate, make_optimizers
 from tinygpt.trainer import Trainer, load_run
 
@@ -56,9 +57,10 @@ def log(trainer, *names):
 
 
 def timeless(trainer):
-    """All of the log but the clock's part."""
+    """All of the log but what the clock and the memory say."""
     lines = map(json.loads, (trainer.folder / "log.jsonl").read_text().splitlines())
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in ("tokens_per_second", "memory_mb")}
+            for line in lines]
 
 
 def same_files(one, other):
@@ -203,30 +205,62 @@ def test_a_run_that_dies_goes_on_from_its_last_state(make, step, monkeypatch):
     assert timeless(second) == timeless(whole) and same_files(second, whole)
 
 
-def run_until(log, lines, number, *arguments):
-    """Runs train.py until its log has that many lines, then sends it a signal. Returns its exit code."""
-    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *arguments], cwd=ROOT,
-                               env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
-    while process.poll() is None and (not log.exists() or log.read_text().count("\n") < lines):
-        time.sleep(0.005)
-    process.send_signal(number)
-    return process.wait(30)
+KILLS = """
+import os, random, signal, sys, time
+sys.argv = ["train.py", *sys.argv[1:]]
+import train, tinygpt.trainer
+for attempt in range(6):
+    child = os.fork()
+    if child == 0:
+        train.run_command(train.main)
+        os._exit(0)
+    if attempt < 5:
+        time.sleep(random.uniform(0.1, 1.5))
+        os.kill(child, signal.SIGKILL)
+    code = os.waitpid(child, 0)[1]
+    print("ended", code)
+    if os.path.exists(sys.argv[-1] + "/state/state.safetensors"):
+        sys.argv = ["train.py", "--resume", sys.argv[-1]]
+"""
 
 
-def test_a_process_that_is_killed_and_then_stopped_goes_on(make, sources, tmp_path):
-    whole, folder = make("whole", epochs=12.0), tmp_path / "parts"
-    settings = {name: value for name, value in vars(TINY).items() if value != getattr(Config, name)}
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in {**settings, "epochs": 12}.items()]
-    command = [*flags, "--data", *sources, "--out", str(folder)]
-    assert run_until(folder / "log.jsonl", 5, signal.SIGKILL, *command) == -signal.SIGKILL
-    assert run_until(folder / "log.jsonl", 15, signal.SIGTERM, "--resume", str(folder)) == 0
-    config, found = load_run(folder)
-    assert (config, found) == (replace(TINY, epochs=12.0), sources)
-    resumed = Trainer(config, prepare(found, config), folder, found)
-    resumed.resume()
+def as_flags(config):
+    """What train.py takes for a config that differs from the reference in plain values."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in vars(config).items()
+            if value != getattr(Config, name)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_run_that_is_killed_at_five_random_moments_goes_on(make, sources, tmp_path):
+    settings = {"epochs": 8.0, "eval_interval": 5, "ema_decay": 0.9}
+    whole, parts = make("whole", **settings), make("parts", **settings)
+    done = subprocess.run([sys.executable, "-c", KILLS, *as_flags(replace(TINY, **settings)), "--data", *sources,
+                           "--out", str(parts.folder)], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
+    assert done.returncode == 0, done.stderr
+    ends = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("ended")]
+    assert ends[0] == str(int(signal.SIGKILL)) and ends[-1] == "0"
     whole.start()
-    assert timeless(resumed)[-1]["step"] == whole.total_steps > 100
-    assert timeless(resumed) == timeless(whole) and same_files(resumed, whole)
+    assert timeless(parts)[-1]["step"] == whole.total_steps > 100
+    assert timeless(parts) == timeless(whole) and same_files(parts, whole)
+
+
+def test_a_process_that_is_told_to_stop_finishes_its_step_and_goes_on(make, sources):
+    whole, parts = make("whole", epochs=12.0), make("parts", epochs=12.0)
+    log = parts.folder / "log.jsonl"
+    process = subprocess.Popen([sys.executable, "train.py", *as_flags(replace(TINY, epochs=12.0)), "--data", *sources,
+                                "--out", str(parts.folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                               env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
+    while process.poll() is None and (not log.exists() or log.read_text().count("\n") < 5):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 0 and f"Go on with: python train.py --resume {parts.folder}" in said
+    config, found = load_run(parts.folder)
+    assert (config, found) == (replace(TINY, epochs=12.0), sources)
+    parts.resume()
+    whole.start()
+    assert timeless(parts) == timeless(whole) and same_files(parts, whole)
 
 
 def test_a_run_that_dies_while_it_starts_leaves_a_way_on(make, monkeypatch):
@@ -282,7 +316,7 @@ def test_resuming_on_one_changed_word_is_refused(sources, make, tmp_path):
 
 def test_a_gradient_that_overflows_moves_no_weight(make):
     trainer = make(optimizer="muon")
-    trainer.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    trainer.learner.scaler = torch.amp.GradScaler("cpu", enabled=True)
     trainer.model.final_norm.weight.register_hook(lambda gradient: gradient * torch.nan)  # AdamW's, not Muon's
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train_step()
@@ -366,6 +400,172 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_one_sentence(make, value):
 def test_fp16_on_a_cpu_is_refused(make):
     with pytest.raises(TinyGPTError, match="precision fp16 needs a GPU"):
         make(precision="fp16")
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_one_sentence_and_keeps_the_last_state(make, sources):
+    """The disk is stood in for by a limit on the size of files, lower than the state's once the optimizer has one."""
+    whole, parts = make("whole"), make("parts")
+    limited = ("import resource, signal, sys\n"
+               "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+               "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
+               "import train\ntrain.run_command(train.main)")
+    pytest.importorskip("resource")
+    done = subprocess.run([sys.executable, "-c", limited, *as_flags(TINY), "--data", *sources, "--out",
+                           str(parts.folder)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    error = done.stderr.splitlines()[-1]
+    assert "cannot be written (File too large)" in error and f"train.py --resume {parts.folder}" in error
+    assert not list(parts.folder.rglob(".*"))  # nothing half-written is left
+    parts.resume()
+    whole.start()
+    assert timeless(parts) == timeless(whole) and same_files(parts, whole)
+
+
+def test_a_folder_that_cannot_be_written_is_named(make, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(TinyGPTError, match=r"file/run cannot be written \(Not a directory\)"):
+        make("file/run").start()
+
+
+def test_a_state_of_another_size_is_refused(make):
+    make(epochs=1).start()
+    other = make("run", epochs=1)
+    other.learner = Learner(replace(other.config, ff_hidden=64))
+    with pytest.raises(TinyGPTError, match=r"holds size \(48, 24\) for model blocks.0.ff_in.weight.*\(64, 24\)"):
+        other.resume()
+
+
+def test_data_smaller_than_a_batch_are_one_step_an_epoch(make):
+    trainer = make(batch_size=10_000, epochs=3)
+    trainer.start()
+    assert trainer.step == 3 and log(trainer, "tokens")[-1][0] == 3 * trainer.data.train.learned[:, 1:].sum()
+
+
+# --------------------------------------------------------------------------------------------------- the same steps
+
+def weights_after(trainer, steps=5):
+    losses = [trainer.train_step()[0] for _ in range(steps)]
+    return losses, [p.detach().clone() for p in trainer.model.parameters()]
+
+
+@pytest.mark.parametrize("head", ["adaptive", "tied"])
+def test_four_parts_of_eight_rows_are_one_batch_of_32(make, head):
+    """ProsocialDialog-like data: rows with few and with many learned tokens must count by token, not by part."""
+    settings = {"batch_size": 32, "dropout": 0.0, "replies_only": ("dialogues",), "head": head, "epochs": 10}
+    one, four = weights_after(make(**settings)), weights_after(make(**settings, accumulation=4))
+    assert four[0] == pytest.approx(one[0], rel=1e-6)
+    for ours, theirs in zip(four[1], one[1], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gradient_checkpointing_changes_no_bit(make, precision):
+    off, on = (weights_after(make(gradient_checkpointing=flag, precision=precision)) for flag in (False, True))
+    assert off[0] == on[0] and all(map(torch.equal, off[1], on[1]))
+
+
+def test_gradient_checkpointing_keeps_less(make):
+    """Counts the bytes that the forward pass keeps for the backward pass."""
+    kept = {}
+    for flag in (False, True):
+        trainer, kept[flag] = make(gradient_checkpointing=flag, num_layers=6), 0
+        ids, targets = trainer.load(0)[0][0]
+
+        def keep(tensor, flag=flag):
+            kept[flag] += tensor.numel() * tensor.element_size()
+            return tensor
+        trainer.model.train()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            trainer.model(ids, targets)
+    assert kept[True] < kept[False] / 2
+
+
+def test_a_compiler_that_fails_is_named_and_done_without(make, monkeypatch, capsys):
+    plain = weights_after(make())
+
+    def broken(module):
+        def forward(*_):
+            raise RuntimeError("no C++ compiler\nand much more")
+        forward._orig_mod = module
+        return forward
+    monkeypatch.setattr(torch, "compile", broken)
+    compiled = weights_after(make(compile="yes"))
+    assert plain[0] == compiled[0] and all(map(torch.equal, plain[1], compiled[1]))
+    assert "torch.compile does not work here (RuntimeError: no C++ compiler); going on" in capsys.readouterr().out
+
+
+def test_the_average_of_the_weights_follows_its_formula(make):
+    trainer = make(ema_decay=0.8)
+    average = [p.detach().clone() for p in trainer.model.parameters()]
+    for step in range(12):
+        trainer.train_step()
+        decay = min(0.8, (1 + step) / (10 + step))
+        average = [decay * a + (1 - decay) * p.detach() for a, p in zip(average, trainer.model.parameters(),
+                                                                        strict=True)]
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    with trainer.learner.averaged():
+        for ours, theirs in zip(trainer.model.parameters(), average, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    assert all(map(torch.equal, before, trainer.model.parameters()))
+
+
+@pytest.mark.parametrize(("losses", "averaged"), [([3.0, 2.0], True), ([2.0, 3.0], False)])
+def test_the_average_is_saved_where_it_is_better(make, losses, averaged):
+    trainer = make(ema_decay=0.9, eval_interval=14, epochs=1)
+    trainer.total_steps = 14
+    seen = validate_as(trainer, losses)
+    trainer.start()
+    assert all(torch.equal(seen[averaged][name], tensor) for name, tensor in kept(trainer).items())
+    assert log(trainer, "validation_loss", "ema_validation_loss") == [tuple(losses)]
+
+
+# --------------------------------------------------------------------------------------------------- what is seen
+
+def test_every_validation_logs_replies_and_what_the_heads_do(make):
+    trainer = make(epochs=1)
+    trainer.start()
+    lines = log(trainer, "replies", "heads")
+    assert len(lines) == len(log(trainer, "validation_loss")) > 1
+    assert set(lines[-1][0]) == set(tinygpt.trainer.PROMPTS) and len(lines[-1][0]) == 5
+    model, tokenizer = load_checkpoint(trainer.folder, "cpu")
+    if log(trainer, "validation_loss")[-1][0] == trainer.best:
+        prompt, reply = next(iter(lines[-1][0].items()))
+        assert reply == generate(model, tokenizer, [prompt], Sampling(seed=0))
+    for name, scores in lines[-1][1].items():
+        assert torch.tensor(scores).shape == (2, 2) and name in (
+            "entropy", "previous_token", "first_token", "induction")
+
+
+def test_the_log_has_the_length_of_the_gradient_and_the_memory(make):
+    trainer = make(epochs=1, grad_clip=1e-3, dropout=0.0)
+    model = TinyGPT(trainer.config)
+    model.load_state_dict(trainer.model.state_dict())
+    (ids, targets), count = trainer.load(0)[0][0], trainer.load(0)[1]
+    (model(ids, targets).sum() / count).backward()
+    length = math.sqrt(sum(float((p.grad ** 2).sum()) for p in model.parameters()))
+    assert trainer.train_step()[2] == pytest.approx(length, rel=1e-4)
+    make("logged", epochs=1).start()
+    norm, memory = log(make("logged"), "gradient_norm", "memory_mb")[0]
+    assert norm > 0 and 50 < memory < 20_000
+
+
+def test_the_curves_are_a_page_of_their_own_with_what_the_log_says(make):
+    trainer = make(epochs=1)
+    trainer.start()
+    page = (trainer.folder / "curves.html").read_text()
+    assert "validation" in page and "What it says now" in page and "Hello! How are you?" in page
+    assert not re.search(r"<(script|link)[^>]+(src|href)=", page)  # nothing is fetched
+
+
+def test_the_plan_counts_and_measures_and_leaves_nothing(make):
+    trainer = make(epochs=2)
+    said = tinygpt.trainer.plan(trainer)
+    values = {line[:24].strip(): line[24:] for line in said.splitlines()}
+    assert values["total"] == f"{sum(p.numel() for p in trainer.model.parameters()):,}"
+    assert values["learned tokens an epoch"] == f"{trainer.data.train.learned[:, 1:].sum():,}"
+    assert values["steps"] == f"{2 * trainer.steps_per_epoch} (2 epochs of {trainer.steps_per_epoch})"
+    assert re.match(r"\d[\d,]* learned tokens a second \(\d+\.\d\d s a step\) on cpu", values["speed"])
+    assert "minutes" in values["time"] and not trainer.folder.exists()
 
 
 # --------------------------------------------------------------------------------------------------- optimizers

@@ -54,11 +54,19 @@ class Config:
     warmup_ratio: float = 0.05
     """Share of all steps during which the learning rate rises, 0 to 1."""
     batch_size: int = 32
-    """Rows of seq_len tokens an optimizer step."""
+    """Rows of seq_len tokens an optimizer step, over all processes."""
+    accumulation: int = 1
+    """Parts that each batch is learned in, one after the other: the same step in less memory."""
+    gradient_checkpointing: bool = False
+    """Compute each block again in the backward pass instead of keeping it: less memory, a third more time."""
+    shard: bool = False
+    """With several processes (torchrun), spread the parameters over them instead of copying them: FSDP2."""
     epochs: float = 10.0
     """Passes over the training rows; 2.5 stops in the middle of the third."""
     grad_clip: float = 1.0
     """Longest gradient (L2 norm over all parameters) before it is scaled down."""
+    ema_decay: float = 0.0
+    """Keep an average of the weights too (0.99 spans some hundred steps); the better one is saved. 0: none."""
     eval_interval: int = 500
     """Optimizer steps between validations; a resumable state is saved at each."""
     eval_rows: int = 1024
@@ -69,6 +77,8 @@ class Config:
     """Seed of the weights, the order of the rows and dropout."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the blocks; auto: bf16 or fp16 on CUDA, fp32 elsewhere."""
+    compile: Literal["auto", "yes", "no"] = "auto"
+    """torch.compile: a minute's wait, then faster steps; auto: on CUDA only (on a CPU it brought nothing)."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto takes the fastest one present."""
 
@@ -85,7 +95,8 @@ class Config:
             yield f"{name} is {getattr(self, name)!r}; give {KINDS[type(default)]}, for example {default!r}."
         if misfits:
             return  # the checks below compare numbers
-        for name in ("vocab_size", "embed_dim", "num_heads", "num_layers", "ff_hidden", "batch_size", "eval_interval"):
+        for name in ("vocab_size", "embed_dim", "num_heads", "num_layers", "ff_hidden", "batch_size", "accumulation",
+                     "eval_interval"):
             if getattr(self, name) < 1:
                 yield f"{name} is {getattr(self, name)}; give a whole number of at least 1."
         for name in ("eval_rows", "patience"):
@@ -105,6 +116,11 @@ class Config:
             yield f"seq_len is {self.seq_len}; give at least 16 tokens, enough for a question and a reply."
         if not 0 <= self.dropout < 1:
             yield f"dropout is {self.dropout}; give a share from 0 to below 1, for example 0.1."
+        if not 0 <= self.ema_decay < 1:
+            yield f"ema_decay is {self.ema_decay}; give 0 for none, or a share below 1, for example 0.99."
+        if self.accumulation > self.batch_size > 0:
+            yield (f"accumulation is {self.accumulation}, more parts than batch_size {self.batch_size} has rows; give "
+                   f"at most {self.batch_size}.")
         if not 0 <= self.warmup_ratio <= 1:
             yield f"warmup_ratio is {self.warmup_ratio}; give a share from 0 to 1, for example 0.05."
         if not 0 <= self.weight_decay < float("inf"):

@@ -5,11 +5,12 @@ the window. Replies: what it answers to every context, beside a reply that never
 under the most similar context of the training split.
 """
 
+import hashlib
 import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -153,20 +154,17 @@ def nearest_neighbour_replies(contexts: Sequence[list[str]], train: Sequence[Dia
 # ------------------------------------------------------------------------------------------------- the report
 
 
-def evaluate(model: TinyGPT, tokenizer: Tokenizer, corpus: Corpus, split: str, sampling: Sampling,
-             max_replies: int) -> dict[str, dict]:
-    """All figures of one split, "official" and "clean": without the dialogues that also stand in the training split."""
+def parts(corpus: Corpus, split: str) -> dict[str, tuple[list[Dialogue], list[Dialogue]]]:
+    """The split, "official" and, where some of it also stands in the training split, "clean" without those: name ->
+    (its dialogues, the training dialogues), cleaned.
+    """
     dialogues, train = (cleaned(corpus.splits.get(name, ())) for name in (split, "train"))
     repeated = leaks(train, dialogues)[1]
-    kept = {"official": dialogues}
+    found = {f"{corpus.name} {split}, official": (dialogues, train)}
     if repeated:
-        kept["clean"] = [dialogue for number, dialogue in enumerate(dialogues) if number not in repeated]
-    return {f"{corpus.name} {split}, {name}": {
-        "dialogues": len(part),
-        "text": score_text(model, tokenizer, part).rates,
-        "text_of_replies": score_text(model, tokenizer, part, replies_only=True).rates,
-        "replies": evaluate_replies(model, tokenizer, part, train, sampling, max_replies)}
-        for name, part in kept.items()}
+        clean = [dialogue for number, dialogue in enumerate(dialogues) if number not in repeated]
+        found[f"{corpus.name} {split}, clean"] = clean, train
+    return found
 
 
 def cleaned(dialogues: Sequence[Dialogue]) -> list[Dialogue]:
@@ -175,59 +173,81 @@ def cleaned(dialogues: Sequence[Dialogue]) -> list[Dialogue]:
     return [dialogue for dialogue in turned if len(dialogue) > 1 and all(dialogue)]
 
 
-def evaluate_replies(model: TinyGPT, tokenizer: Tokenizer, dialogues: Sequence[Dialogue], train: Sequence[Dialogue],
-                     sampling: Sampling, max_replies: int) -> dict[str, dict]:
-    """The scores of the model's replies to every context (or `max_replies`, evenly spread), and of the baselines."""
+def evaluate(models: dict[str, tuple[TinyGPT, Tokenizer]], dialogues: Sequence[Dialogue], train: Sequence[Dialogue],
+             sampling: Sampling, max_replies: int) -> dict[str, dict]:
+    """All figures of each of `models` on `dialogues`, by its name. Replies go to every context, or to `max_replies` of
+    them, evenly spread; the baselines are the same for all.
+    """
     pairs = contexts_and_replies(dialogues)
     if 0 < max_replies < len(pairs):
         pairs = [pairs[n] for n in np.linspace(0, len(pairs) - 1, max_replies).round().astype(int)]
     contexts, references = [context for context, _ in pairs], [reply for _, reply in pairs]
-    scores = {"model": score_replies(generate_many(model, tokenizer, contexts, sampling), references),
-              "constant reply": score_replies([CONSTANT_REPLY] * len(pairs), references)}
+    baselines = {"constant reply": score_replies([CONSTANT_REPLY] * len(pairs), references)}
     if train:
-        scores["nearest neighbour"] = score_replies(nearest_neighbour_replies(contexts, train), references)
-    return scores
+        baselines["nearest neighbour"] = score_replies(nearest_neighbour_replies(contexts, train), references)
+    fingerprint = hashlib.sha256(json.dumps(list(dialogues)).encode()).hexdigest()
+    return {name: {
+        "dialogues": len(dialogues), "sha256": fingerprint,
+        "text": score_text(model, tokenizer, dialogues).rates,
+        "text_of_replies": score_text(model, tokenizer, dialogues, replies_only=True).rates,
+        "replies": {"model": score_replies(generate_many(model, tokenizer, contexts, sampling), references),
+                    **baselines}}
+        for name, (model, tokenizer) in models.items()}
 
 
-def report(results: dict[str, dict]) -> str:
-    """The figures as two Markdown tables."""
+def report(results: dict[str, dict[str, dict]]) -> str:
+    """The figures as two Markdown tables. results: part of the data -> model's name -> figures."""
+    several = any(len(by_model) > 1 for by_model in results.values())
     lines = ["| text | bits/byte | nats/token | perplexity/piece | perplexity/word |", "|---|---:|---:|---:|---:|"]
-    for name, result in results.items():
-        for part, label in (("text", "all turns"), ("text_of_replies", "replies")):
-            rates = result[part]
-            lines.append(f"| {name}, {label} | {rates['bits_per_byte']:.3f} | {rates['nats_per_token']:.3f} | "
-                         f"{rates['perplexity_per_piece']:.1f} | {rates['perplexity_per_word']:.1f} |")
+    for part, by_model in results.items():
+        for key, label in (("text", "all turns"), ("text_of_replies", "replies")):
+            for name, figures in by_model.items():
+                rates = figures[key]
+                lines.append(f"| {part}, {label}{f': {name}' if several else ''} | {rates['bits_per_byte']:.3f} | "
+                             f"{rates['nats_per_token']:.3f} | {rates['perplexity_per_piece']:.1f} | "
+                             f"{rates['perplexity_per_word']:.1f} |")
     lines += ["", "| replies | BLEU-1 | BLEU-2 | BLEU-3 | BLEU-4 | distinct-1 | distinct-2 | words | repeating |",
               "|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
-    for name, result in results.items():
-        for who, s in result["replies"].items():
+    for part, by_model in results.items():
+        models = {name if several else "model": figures["replies"]["model"] for name, figures in by_model.items()}
+        baselines = {who: scores for who, scores in next(iter(by_model.values()))["replies"].items() if who != "model"}
+        for who, s in {**models, **baselines}.items():
             bleu = " | ".join(f"{s[f'bleu_{n}']:.2f}" for n in range(1, 5))
-            lines.append(f"| {name}: {who} | {bleu} | {s['distinct_1']:.3f} | {s['distinct_2']:.3f} | "
+            lines.append(f"| {part}: {who} | {bleu} | {s['distinct_1']:.3f} | {s['distinct_2']:.3f} | "
                          f"{s['words_per_reply']:.1f} | {s['repeating']:.1%} |")
     return "\n".join(lines)
 
 
-def command(folder: Path, /, data: list[str], split: Literal["test", "validation"] = "test", max_replies: int = 0,
-            device: str = "auto", sampling: Sampling = Sampling(seed=0)) -> None:
+def command(folder: Path, /, data: list[str], split: list[Literal["test", "validation"]] = ["test"],  # noqa: B006
+            compare: list[Path] = [], max_replies: int = 0, device: str = "auto",  # noqa: B006
+            sampling: Sampling = Sampling(seed=0)) -> None:
     """Measure a trained TinyGPT; prints two tables and writes metrics.json into the checkpoint folder.
 
     Args:
         folder: Checkpoint folder, as train.py writes it.
-        data: Folders with train.jsonl and the split, or Hugging Face Hub sets.
-        split: Which split to measure on.
+        data: Folders with train.jsonl and the split, Hugging Face Hub sets, or single JSON-lines files.
+        split: Which splits to measure on; a single file is measured whole.
+        compare: Other checkpoint folders, measured on the same text and shown beside it.
         max_replies: Contexts to reply to, evenly spread over the split; 0 replies to all.
         device: cpu, cuda, mps; auto takes the fastest one present.
         sampling: How replies are drawn.
     """
-    model, tokenizer = load_checkpoint(folder, device)
-    results = {}
-    for corpus in map(load_corpus, data):
-        if not corpus.splits.get(split):
-            raise TinyGPTError(f"{corpus.origin} has no {split} split; give a folder with {split}.jsonl.")
-        results |= evaluate(model, tokenizer, corpus, split, sampling, max_replies)
-    metrics = {"settings": {"sampling": asdict(sampling), "max_replies": max_replies, "bleu_smoothing": "method1",
-                            "words": "nltk wordpunct, lower case"}, "results": results}
-    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=1).encode())
+    models = {str(path): load_checkpoint(path, device) for path in (folder, *compare)}
+    wanted = {}
+    for source in data:
+        corpus = load_corpus(source)
+        if Path(source).is_file():
+            corpus = replace(corpus, name=Path(source).name, splits={"whole": corpus.splits["train"]})
+        for name in ["whole"] if Path(source).is_file() else split:
+            if not corpus.splits.get(name):
+                raise TinyGPTError(f"{corpus.origin} has no {name} split; give a folder with {name}.jsonl.")
+            wanted |= parts(corpus, name)
+    results = {part: evaluate(models, *dialogues, sampling, max_replies) for part, dialogues in wanted.items()}
+    settings = {"sampling": asdict(sampling), "max_replies": max_replies, "bleu_smoothing": "method1",
+                "words": "nltk wordpunct, lower case"}
+    for name in models:
+        metrics = {"settings": settings, "results": {part: by_model[name] for part, by_model in results.items()}}
+        write_atomically(Path(name) / "metrics.json", json.dumps(metrics, indent=1).encode())
     print(report(results))
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from tinygpt.config import Config, TinyGPTError
 
@@ -165,7 +166,11 @@ class TinyGPT(nn.Module):
         for layer, block in enumerate(self.blocks):
             if recorder is not None:
                 recorder.residual.append(x)
-            x = block(x, layer, cache, None if head_mask is None else head_mask[layer], recorder)
+            mask = None if head_mask is None else head_mask[layer]
+            if self.training and self.config.gradient_checkpointing:
+                x = checkpoint(block, x, layer, cache, mask, recorder, use_reentrant=False)
+            else:
+                x = block(x, layer, cache, mask, recorder)
         if recorder is not None:
             recorder.residual.append(x)
         if cache is not None:
@@ -190,6 +195,8 @@ class TinyGPT(nn.Module):
         losses = torch.zeros(targets.shape, device=hidden.device)  # (B, T)
         with torch.autocast(hidden.device.type, enabled=False):
             losses[learned] = -self.head(hidden[learned].float(), targets[learned]).output
+        if self.training:  # tokens that are all frequent leave a tail unused; processes that share a run must agree
+            losses = losses + 0.0 * sum(parameter.sum() for parameter in self.head.parameters())
         return losses
 
 

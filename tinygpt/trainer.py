@@ -7,134 +7,135 @@ epoch) and dropout from (seed, step). So a resumed run needs no random state and
 import json
 import math
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
+from tinygpt import parallel
+from tinygpt.attention import head_scores
 from tinygpt.checkpoint import read_tensors, save_checkpoint, write_atomically, write_tensors
 from tinygpt.config import Config, TinyGPTError, from_json, to_json
 from tinygpt.data import Prepared, Rows
-from tinygpt.model import IGNORE, TinyGPT, choose_device
-from tinygpt.optim import learning_rate, make_optimizers
+from tinygpt.figures import training_page
+from tinygpt.generate import generate
+from tinygpt.learner import Learner, Part
+from tinygpt.model import IGNORE, TinyGPT, count_parameters
+from tinygpt.optim import learning_rate
+from tinygpt.sampling import Sampling
+
+PROMPTS = ("Hello! How are you?", "What do you like to do on weekends?", "I had a bad day at work.",
+           "Where should we eat tonight?", "I want to hit my brother.")  # answered at every validation
 
 
 class Trainer:
     """Trains a TinyGPT on prepared rows and keeps the one with the lowest validation loss in `folder`.
 
-    Writes the checkpoint (see checkpoint.py), log.jsonl with a line every ten steps and every validation, run.json
-    (data sources and report), and state/ from which `Trainer.resume` goes on. Raises TinyGPTError if the folder
-    already holds a run.
+    Writes the checkpoint (see checkpoint.py), log.jsonl with a line every ten steps and every validation, curves.html,
+    run.json (data sources and report), and state/ from which `Trainer.resume` goes on. The processes that torchrun
+    starts share every batch, and the first one writes. Raises TinyGPTError if the folder already holds a run.
     """
 
     def __init__(self, config: Config, data: Prepared, folder: str | Path, sources: list[str]):
         self.folder = Path(folder)
         self.config = replace(config, vocab_size=data.tokenizer.vocab_size)
         self.data = data
-        self.device = choose_device(config.device)
-        self.dtype = choose_dtype(config.precision, self.device)
-        torch.manual_seed(config.seed)
-        self.model = TinyGPT(self.config).to(self.device)
-        self.optimizers = make_optimizers(self.model, self.config)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.learner = Learner(self.config)
+        self.model, self.device = self.learner.model, self.learner.device
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
         self.total_steps = max(1, round(config.epochs * self.steps_per_epoch))
         sources = [str(Path(source).resolve()) if Path(source).exists() else source for source in sources]
         self.run = {"sources": sources, "config": to_json(config), "data": data.report}
+        self.writes = parallel.rank() == 0
         self.step = 0  # steps done
         self.tokens = 0  # tokens learned
         self.best = math.inf  # lowest validation loss so far
         self.worse = 0  # validations since
         self.unlogged = {"loss": 0.0, "tokens": 0, "seconds": 0.0}  # sums since the last line of the log
-        self.interrupted = False
+        self.prefetched: tuple[list[Part], int] | None = None  # the next step's batch
+        self.interrupted = False  # a signal reached this process
+        self.stopping = False  # one reached any of them
 
     def start(self) -> None:
         """Trains from the beginning."""
         refuse_used(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / "run.json", json.dumps(self.run, indent=1).encode())
-        self.save_state()  # first, so that a folder that holds a run is always one that can go on
-        save_checkpoint(self.folder, self.model, self.data.tokenizer)
+        parallel.barrier()  # no process writes before all have looked
+        try:
+            if self.writes:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(self.folder / "run.json", json.dumps(self.run, indent=1).encode())
+            self.save_state()  # first, so that a folder that holds a run is always one that can go on
+            self.save_model()
+        except OSError as error:
+            raise TinyGPTError(f"{self.folder} cannot be written ({error.strerror}); give another --out, or make room "
+                               "or give access there.") from None
         self.fit()
 
     def resume(self) -> None:
         """Goes on from the state last saved in the folder."""
-        tensors, metadata = read_tensors(self.folder / "state" / "state.safetensors")
-        saved = json.loads(metadata["position"])
-        if saved["data"] != self.data.fingerprint:
-            raise TinyGPTError(f"The data of {self.folder} has changed since its state was saved; put it back as it "
-                               "was, or start a new run.")
-        self.step, self.tokens, self.worse = saved["step"], saved["tokens"], saved["worse"]
-        self.best = saved["best"] if saved["best"] is not None else math.inf
-        self.unlogged = saved["unlogged"]
-        if saved["scaler"] and self.scaler.is_enabled():  # a run may go on where the arithmetic is another
-            self.scaler.load_state_dict(saved["scaler"])
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[f"model/{name}"])
-                for optimizer in self.optimizers:
-                    prefix = f"optimizer/{name}/"
-                    held = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-                    if held and any(parameter is p for group in optimizer.param_groups for p in group["params"]):
-                        optimizer.state[parameter] = {key: value.to(self.device) for key, value in held.items()}
-        log = self.folder / "log.jsonl"
-        lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
-        write_atomically(log, "".join(line for line in whole if json.loads(line)["step"] <= self.step).encode())
-        del tensors
+        self.load_state()
+        parallel.barrier()  # no process writes before all have read
+        if self.writes:
+            log = self.folder / "log.jsonl"
+            lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+            whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
+            write_atomically(log, "".join(line for line in whole if json.loads(line)["step"] <= self.step).encode())
         self.fit()
-
-    def save_state(self) -> None:
-        """Everything that the next step depends on, in one file."""
-        tensors = {f"model/{name}": p.detach().cpu() for name, p in self.model.named_parameters()}
-        for name, parameter in self.model.named_parameters():
-            for optimizer in self.optimizers:
-                for key, value in optimizer.state.get(parameter, {}).items():
-                    tensors[f"optimizer/{name}/{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
-        position = {"step": self.step, "tokens": self.tokens, "worse": self.worse,
-                    "unlogged": self.unlogged, "scaler": self.scaler.state_dict(),
-                    "best": self.best if math.isfinite(self.best) else None,
-                    "data": self.data.fingerprint}
-        (self.folder / "state").mkdir(exist_ok=True)
-        write_tensors(self.folder / "state" / "state.safetensors", tensors, {"position": json.dumps(position)})
 
     # ------------------------------------------------------------------------------------------------- the loop
 
     def fit(self) -> None:
         """Steps until the epochs are over, validation stops improving, or Ctrl-C."""
+        go_on = f"python train.py --resume {self.folder}"
         previous = {number: signal.signal(number, self.interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            with tqdm(total=self.total_steps, initial=self.step, unit="step", dynamic_ncols=True) as bar:
+            with tqdm(total=self.total_steps, initial=self.step, unit="step", dynamic_ncols=True,
+                      disable=not self.writes) as bar:
                 self.loop(bar)
+            if self.stopping:
+                self.save_state()
+        except torch.OutOfMemoryError:
+            raise TinyGPTError("The GPU's memory is full; start anew with --accumulation 4 (the same steps in smaller "
+                               "parts), --gradient-checkpointing, or a smaller model.") from None
+        except OSError as error:
+            raise TinyGPTError(f"{error.filename or self.folder} cannot be written ({error.strerror}); the last good "
+                               f"model and state are kept. Make room or give access, then: {go_on}") from None
+        except RuntimeError as error:
+            if parallel.world_size() == 1:
+                raise
+            raise TinyGPTError(f"Process {parallel.rank()} can no longer work with the others, one of which may have "
+                               f"ended ({str(error).splitlines()[0]}); the last saved state is kept. Go on with "
+                               f"torchrun and: train.py --resume {self.folder}") from None
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        if self.interrupted:
-            self.save_state()
-            print(f"Stopped after step {self.step:,}. Go on with: python train.py --resume {self.folder}")
+        if self.stopping:
+            self.say(f"Stopped after step {self.step:,}. Go on with: {go_on}")
         else:
-            print(f"Done: validation loss {self.best:.3f} nats a token (perplexity {math.exp(self.best):.1f}). "
-                  f"Chat with it: python -m tinygpt.chat {self.folder}")
+            self.say(f"Done: validation loss {self.best:.3f} nats a token (perplexity {math.exp(self.best):.1f}). "
+                     f"Chat with it: python -m tinygpt.chat {self.folder}")
 
     def loop(self, bar: tqdm) -> None:
         config = self.config
-        while self.step < self.total_steps and not self.interrupted:
+        while self.step < self.total_steps and not self.stopping:
             if config.patience and self.worse >= config.patience:
-                print(f"\nNo better validation loss for {self.worse} validations: stopped early at step {self.step:,}.")
+                self.say(f"No better validation loss for {self.worse} validations: stopped early at step "
+                         f"{self.step:,}.")
                 return
             started = time.perf_counter()
-            loss, count, rate = self.train_step()
+            loss, count, norm = self.train_step()
             for name, value in (("loss", loss), ("tokens", count), ("seconds", time.perf_counter() - started)):
                 self.unlogged[name] += value
             bar.update()
             if self.step % 10 == 0 or self.step == self.total_steps:
                 loss = self.unlogged["loss"] / max(1, self.unlogged["tokens"])
                 speed = self.unlogged["tokens"] / self.unlogged["seconds"]
-                self.log(train_loss=loss, lr=rate, tokens_per_second=round(speed))
+                self.log(train_loss=loss, lr=learning_rate(self.step - 1, self.total_steps, config),
+                         gradient_norm=norm, tokens_per_second=round(speed), memory_mb=memory_in_use(self.device))
                 best = f"best validation {self.best:.3f}, " if math.isfinite(self.best) else ""
                 bar.set_postfix_str(f"loss {loss:.3f}, {best}{speed:,.0f} tokens/s")
                 self.unlogged = dict.fromkeys(self.unlogged, 0)
@@ -142,71 +143,46 @@ class Trainer:
                 self.check()
 
     def train_step(self) -> tuple[float, int, float]:
-        """One optimizer step. Returns the summed loss in nats, the tokens learned, and the learning rate."""
-        config = self.config
-        epoch, batch = divmod(self.step, self.steps_per_epoch)
-        order = np.random.default_rng((config.seed, epoch)).permutation(len(self.data.train))
-        ids, targets = self.batch(self.data.train, order[batch * config.batch_size:(batch + 1) * config.batch_size])
-        count = int((targets != IGNORE).sum())
-        rate = learning_rate(self.step, self.total_steps, config)
-        torch.manual_seed((config.seed * 1_000_003 + self.step) % 2**63)  # this step's dropout
-        self.model.train()
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            loss = self.model(ids, targets).sum() / max(1, count)
-        if not torch.isfinite(loss):
-            raise TinyGPTError(f"The loss is {loss.item()} at step {self.step:,}; start again in another --out with a "
-                               f"lower --lr (now {config.lr}) or --precision fp32. {self.folder} keeps the best model "
+        """One optimizer step. Returns the summed loss in nats, the tokens learned, and the gradient's length."""
+        parts, count = self.prefetched or self.load(self.step)
+        rate = learning_rate(self.step, self.total_steps, self.config)
+        nats, norm = self.learner.step(parts, count, rate, self.step)
+        self.prefetched = self.load(self.step + 1) if self.step + 1 < self.total_steps else None
+        nats, interruptions = parallel.total(self.device, nats, self.interrupted)  # waits for the device
+        if not math.isfinite(nats):
+            raise TinyGPTError(f"The loss is {nats} at step {self.step:,}; start again in another --out with a lower "
+                               f"--lr (now {self.config.lr}) or --precision fp32. {self.folder} keeps the best model "
                                "so far.")
-        self.scaler.scale(loss).backward()
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
-        for optimizer in self.optimizers:
-            if not self.scaler.is_enabled() or torch.isfinite(norm):  # fp16 overflowed: no optimizer may step
-                self.scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
-        self.scaler.update()
+        self.stopping = interruptions > 0
         self.step += 1
         self.tokens += count
-        return loss.item() * count, count, rate
+        return nats, count, float(norm)
 
-    def batch(self, rows: Rows, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Rows by number -> ids (B, T) and targets (B, T), the next tokens, -100 where not learned."""
-        ids = torch.from_numpy(rows.ids[numbers].astype(np.int64))  # (B, T + 1)
-        targets = torch.where(torch.from_numpy(rows.learned[numbers]), ids, IGNORE)
-        return ids[:, :-1].to(self.device), targets[:, 1:].to(self.device)
+    def load(self, step: int) -> tuple[list[Part], int]:
+        """This process's share of that step's batch, part by part, and the tokens learned in the whole batch."""
+        rows, config = self.data.train, self.config
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng((config.seed, epoch)).permutation(len(rows))
+        numbers = order[batch * config.batch_size:(batch + 1) * config.batch_size]
+        parts = np.array_split(numbers, min(config.accumulation, len(numbers)))
+        return [self.batch(rows, part) for part in parts], int(rows.learned[numbers, 1:].sum())
 
-    @torch.no_grad()
-    def validation_loss(self) -> float:
-        """Mean loss in nats over the learned tokens of the validation rows, without dropout."""
-        rows, config = self.data.validation, self.config
-        count = min(len(rows), config.eval_rows or len(rows))
-        numbers = np.linspace(0, len(rows) - 1, count).round().astype(int)
-        self.model.eval()
-        losses, learned = 0.0, 0
-        for start in tqdm(range(0, count, config.batch_size), "validation", leave=False, delay=1):
-            ids, targets = self.batch(rows, numbers[start:start + config.batch_size])
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                losses += self.model(ids, targets).sum().item()
-            learned += int((targets != IGNORE).sum())
-        return losses / max(1, learned)
+    def batch(self, rows: Rows, numbers: np.ndarray) -> Part:
+        """This process's share of the rows of these numbers -> ids (B, T) and targets (B, T), the next tokens, -100
+        where not learned.
+        """
+        mine = parallel.share(numbers)
+        given = mine if len(mine) else numbers[:1]  # nothing to learn in it, but every process takes every step
+        ids = torch.from_numpy(rows.ids[given].astype(np.int64))  # (B, T + 1)
+        targets = torch.where(torch.from_numpy(rows.learned[given]) & bool(len(mine)), ids, IGNORE)
+        pair = ids[:, :-1].contiguous(), targets[:, 1:].contiguous()
+        if self.device.type == "cuda":  # copied while the GPU computes
+            pair = pair[0].pin_memory(), pair[1].pin_memory()
+        return pair[0].to(self.device, non_blocking=True), pair[1].to(self.device, non_blocking=True)
 
-    def check(self) -> None:
-        """Validates, keeps the model if it is the best so far, and saves the state."""
-        loss = self.validation_loss()
-        self.worse = 0 if loss < self.best else self.worse + 1
-        if loss < self.best:
-            self.best = loss
-            save_checkpoint(self.folder, self.model, self.data.tokenizer)
-        self.log(validation_loss=loss, validation_perplexity=math.exp(min(loss, 50)))
-        self.save_state()
-
-    def log(self, **values: float) -> None:
-        line = {"step": self.step, "epoch": round(self.step / self.steps_per_epoch, 3), "tokens": self.tokens, **values}
-        with open(self.folder / "log.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
+    def say(self, text: str) -> None:
+        if self.writes:
+            tqdm.write(text)
 
     def interrupt(self, number: int, frame: object) -> None:
         """First Ctrl-C: the step is finished and the state saved. Second: out at once."""
@@ -214,16 +190,145 @@ class Trainer:
             raise KeyboardInterrupt
         self.interrupted = True
 
+    # ------------------------------------------------------------------------------------------------- validation
 
-def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What the blocks compute in: bf16 on CUDA that has it, fp16 on older CUDA (a T4), fp32 elsewhere."""
-    if precision == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if precision == "fp16" and device.type == "cpu":
-        raise TinyGPTError("precision fp16 needs a GPU; take fp32, or bf16 if your CPU has it.")
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    def check(self) -> None:
+        """Validates, keeps the model (or its average) if it is the best so far, and saves the state."""
+        losses = {"validation_loss": self.validation_loss()}
+        if self.learner.average:
+            with self.learner.averaged():
+                losses["ema_validation_loss"] = self.validation_loss()
+        best = min(losses, key=losses.get)
+        self.worse = 0 if losses[best] < self.best else self.worse + 1
+        if losses[best] < self.best:
+            self.best = losses[best]
+            if best == "validation_loss":
+                self.save_model()
+            else:
+                with self.learner.averaged():
+                    self.save_model()
+        model = self.learner.whole_model()
+        if self.writes:
+            perplexity = math.exp(min(losses["validation_loss"], 50))
+            self.log(**losses, validation_perplexity=perplexity, replies=self.replies(model), heads=self.heads(model))
+        self.save_state()
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """Mean loss in nats over the learned tokens of the validation rows, without dropout."""
+        rows, size = self.data.validation, self.config.batch_size
+        numbers = spaced(len(rows), self.config.eval_rows or len(rows))
+        self.model.eval()
+        nats, learned = 0.0, 0
+        for start in tqdm(range(0, len(numbers), size), "validation", leave=False, delay=1, disable=not self.writes):
+            ids, targets = self.batch(rows, numbers[start:start + size])
+            with self.learner.autocast():
+                nats += self.model(ids, targets).sum().item()
+            learned += int((targets != IGNORE).sum())
+        nats, learned = parallel.total(self.device, nats, learned)
+        return nats / max(1, learned)
+
+    def replies(self, model: TinyGPT) -> dict[str, str]:
+        """What the model answers to `PROMPTS`, also shown."""
+        replies = {prompt: generate(model, self.data.tokenizer, [prompt], Sampling(seed=0)) for prompt in PROMPTS}
+        for prompt, reply in replies.items():
+            self.say(f"  {prompt} -> {reply}")
+        return replies
+
+    def heads(self, model: TinyGPT) -> dict[str, list[list[float]]]:
+        """The scores of every head, a list a layer, on validation rows."""
+        rows = self.data.validation.ids
+        ids = torch.from_numpy(rows[spaced(len(rows), 16), :-1].astype(np.int64))
+        return {name: [[round(head, 4) for head in layer] for layer in scores.tolist()]
+                for name, scores in head_scores(model, ids.to(next(model.parameters()).device)).items()}
+
+    # ------------------------------------------------------------------------------------------------- files
+
+    def log(self, **values: object) -> None:
+        if not self.writes:
+            return
+        line = {"step": self.step, "epoch": round(self.step / self.steps_per_epoch, 3), "tokens": self.tokens, **values}
+        path = self.folder / "log.jsonl"
+        with open(path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        if "validation_loss" in values or self.step == 10:
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            write_atomically(self.folder / "curves.html", training_page(lines, self.folder.name).encode())
+
+    def save_model(self) -> None:
+        model = self.learner.whole_model()
+        if self.writes:
+            save_checkpoint(self.folder, model, self.data.tokenizer)
+
+    def save_state(self) -> None:
+        """Everything that the next step depends on, in one file."""
+        tensors = self.learner.tensors()
+        position = {"step": self.step, "tokens": self.tokens, "worse": self.worse,
+                    "unlogged": self.unlogged, "scaler": self.learner.scaler.state_dict(),
+                    "best": self.best if math.isfinite(self.best) else None,
+                    "data": self.data.fingerprint}
+        if self.writes:
+            (self.folder / "state").mkdir(exist_ok=True)
+            write_tensors(self.folder / "state" / "state.safetensors", tensors, {"position": json.dumps(position)})
+
+    def load_state(self) -> None:
+        """Takes up what `save_state` wrote. Raises TinyGPTError for other data or sizes."""
+        tensors, metadata = read_tensors(self.folder / "state" / "state.safetensors")
+        saved = json.loads(metadata["position"])
+        if saved["data"] != self.data.fingerprint:
+            raise TinyGPTError(f"The data of {self.folder} has changed since its state was saved; put it back as it "
+                               "was, or start a new run.")
+        self.learner.load_tensors(tensors)
+        if saved["scaler"] and self.learner.scaler.is_enabled():  # a run may go on where the arithmetic is another
+            self.learner.scaler.load_state_dict(saved["scaler"])
+        self.step, self.tokens, self.worse = saved["step"], saved["tokens"], saved["worse"]
+        self.best = saved["best"] if saved["best"] is not None else math.inf
+        self.unlogged = saved["unlogged"]
+
+
+def spaced(length: int, wanted: int) -> np.ndarray:
+    """`wanted` positions, or all, spread evenly over `length`."""
+    return np.linspace(0, length - 1, min(length, wanted)).round().astype(int)
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Megabytes: on CUDA the most that tensors have taken so far, else the most that the process has."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) // 2**20
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() // 2**20
+    if sys.platform == "win32":
+        return 0  # Python does not know it there
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def plan(trainer: Trainer, timed_steps: int = 3) -> str:
+    """What the run would take, measured on a few steps that leave nothing behind in its folder; `trainer`'s weights
+    have moved, so it is of no more use.
+    """
+    config, data = trainer.config, trainer.data
+    trainer.train_step()  # the first one is slower
+    started, tokens = time.perf_counter(), trainer.tokens
+    for _ in range(timed_steps):
+        trainer.train_step()
+    seconds = (time.perf_counter() - started) / timed_steps
+    speed = (trainer.tokens - tokens) / timed_steps / seconds
+    weights = sum(p.numel() for p in trainer.model.parameters())
+    state = sum(tensor.numel() * tensor.element_size() for tensor in trainer.learner.tensors().values())
+    hours = trainer.total_steps * seconds / 3600
+    rows = [*((name, f"{count:,}") for name, count in count_parameters(trainer.model).items()),
+            ("", ""),
+            ("rows an epoch", f"{len(data.train):,} of {config.seq_len} tokens, {data.train.padding:.1%} padding"),
+            ("learned tokens an epoch", f"{int(data.train.learned[:, 1:].sum()):,}"),
+            ("steps", f"{trainer.total_steps:,} ({config.epochs:g} epochs of {trainer.steps_per_epoch:,})"),
+            ("memory", f"{(state + 4 * weights) / 2**20:,.0f} MB for weights, gradients and optimizer; "
+                       f"{memory_in_use(trainer.device):,} MB measured in all"),
+            ("speed", f"{speed:,.0f} learned tokens a second ({seconds:.2f} s a step) on {trainer.device}"),
+            ("time", f"{hours:.1f} hours, validations not counted" if hours >= 1 else
+                     f"{hours * 60:.0f} minutes, validations not counted")]
+    return "\n".join(f"{name:<24}{value}".rstrip() for name, value in rows)
 
 
 def refuse_used(folder: str | Path) -> None:
