@@ -71,7 +71,7 @@ def test_training_leaves_a_checkpoint(trained):
     assert code == 0, error
     assert re.search(r"validation loss \d\.\d+ nats", out) and f"python -m tinygpt.chat {folder}" in out
     assert {path.name for path in folder.iterdir()} == {"config.json", "tokenizer.model", "model.safetensors",
-                                                        "log.jsonl", "run.json", "state"}
+                                                        "log.jsonl", "curves.html", "run.json", "state"}
 
 
 def test_the_checkpoint_chats(trained):
@@ -80,6 +80,14 @@ def test_the_checkpoint_chats(trained):
     assert (code, error) == (0, "")
     assert [line[:5] for line in out.splitlines() if line] == ["Say s", "Bot: ", "Bot: ", "(a ne", "Bot: "]
     assert all(len(line) > len("Bot: ") for line in out.splitlines() if line.startswith("Bot: "))
+
+
+def test_a_plan_trains_nothing(run, tmp_path):
+    code, out, error = run("train.py", *SMALL, "--data", "tests/data", "--out", tmp_path / "run", "--plan")
+    assert code == 0, error
+    for what in ("token embedding", "total", "learned tokens an epoch", "memory", "tokens a second", "minutes"):
+        assert what in out
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_same_seed_says_the_same(trained, run):

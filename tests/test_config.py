@@ -21,7 +21,9 @@ WRONG = [  # setting, value, what the sentence must also say
     ("schedule", "step", "cosine, linear"), ("precision", "int8", "auto, fp32, bf16, fp16"),
     ("embed_dim", "384", "whole number"), ("num_layers", 2.5, "whole number"), ("num_layers", True, "whole number"),
     ("lr", "fast", "a number"), ("role_shift", 1, "true or false"), ("head", None, "text"),
-    ("replies_only", "prosocial", "list of texts"), ("replies_only", (1,), "list of texts"), ("device", 0, "text")]
+    ("replies_only", "prosocial", "list of texts"), ("replies_only", (1,), "list of texts"), ("device", 0, "text"),
+    ("ema_decay", 1.0, "below 1"), ("accumulation", 0, "at least 1"), ("accumulation", 33, "at most 32"),
+    ("compile", "maybe", "auto, yes, no"), ("shard", 1, "true or false")]
 
 
 def problems(**settings):

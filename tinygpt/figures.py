@@ -24,8 +24,8 @@ def training_curves(lines: Sequence[Mapping]) -> go.Figure:
             figure.add_scatter(x=tokens, y=values, name=label, mode=mode, line_color=colour, row=row, col=1,
                                showlegend=row == 1)
     figure.update_xaxes(title_text="tokens learned", row=3, col=1)
-    figure.update_layout(template="plotly_white", height=850, margin={"t": 40}, hovermode="x unified",
-                         legend={"orientation": "h", "y": 1.06, "x": 1, "xanchor": "right"})
+    figure.update_layout(template="plotly_white", height=850, hovermode="x unified",
+                         margin={"t": 40, "l": 60, "r": 10}, legend={"y": 1, "x": 1, "xanchor": "right"})
     return figure
 
 

@@ -326,8 +326,7 @@ def plan(trainer: Trainer, timed_steps: int = 3) -> str:
             ("memory", f"{(state + 4 * weights) / 2**20:,.0f} MB for weights, gradients and optimizer; "
                        f"{memory_in_use(trainer.device):,} MB measured in all"),
             ("speed", f"{speed:,.0f} learned tokens a second ({seconds:.2f} s a step) on {trainer.device}"),
-            ("time", f"{hours:.1f} hours, validations not counted" if hours >= 1 else
-                     f"{hours * 60:.0f} minutes, validations not counted")]
+            ("time", f"{hours:.1f} hours ({hours * 60:.1f} minutes), validations not counted")]
     return "\n".join(f"{name:<24}{value}".rstrip() for name, value in rows)
 
 
