@@ -47,13 +47,18 @@ def main() -> None:
         raise TinyGPTError("--resume takes every setting from the run it goes on with; leave out the other flags, or "
                            "start a new run with them.")
     config, sources = load_run(command.resume) if command.resume else (command.config, command.data)
-    if not command.resume:
+    if not command.resume and not command.plan:
         refuse_used(command.out)
-    choose_dtype(config.precision, parallel.own_device(config.device))  # before minutes of preparation
     with parallel.joined(config.device):
+        if config.shard and parallel.world_size() == 1 and not command.resume:
+            raise TinyGPTError("--shard spreads the parameters over several processes; start them with torchrun "
+                               "--nproc-per-node=N train.py ..., or leave it out.")
+        choose_dtype(config.precision, parallel.own_device(config.device))  # before minutes of preparation
         trainer = Trainer(config, prepare_once(sources, config), command.resume or command.out, sources)
         if command.plan:
-            print(plan(trainer))
+            foretold = plan(trainer)
+            if trainer.writes:
+                print(foretold)
         elif command.resume:
             trainer.resume()
         else:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinygpt import Sampling, generate, load_checkpoint
+from tinygpt import Config, Sampling, TinyGPT, generate, load_checkpoint, save_checkpoint
 from tinygpt.data import leaks, read_json_lines
 from tinygpt.evaluate import nearest_neighbour_replies, score_replies, score_text, windows, words
 from tinygpt.generate import generate_many
@@ -66,6 +65,22 @@ def test_every_turn_is_scored_once_after_as_many_turns_as_fit(chat):
     assert scored == list(range(len(LONG))) and turns[-1][-1] == EOS and turns[0][-1] == SEP
 
 
+def test_a_small_window_scores_every_word_of_a_long_turn(chat):
+    """A model that finds every token alike says how many were scored: the same at any window."""
+    _, tokenizer = chat
+    long = [" ".join(LONG[:12]), "Yes. " + " ".join(LONG[12:])]
+    for replies_only in (False, True):
+        tokens = set()
+        for seq_len in (32, 512):
+            model = TinyGPT(Config(vocab_size=tokenizer.vocab_size, seq_len=seq_len, embed_dim=16, num_heads=1,
+                                   num_layers=1, head="tied")).eval()
+            torch.nn.init.zeros_(model.token_embedding.weight)
+            rates = score_text(model, tokenizer, [long], replies_only=replies_only).rates
+            tokens.add((rates["tokens"], round(rates["bits_per_byte"], 4)))
+        turns = tokenizer.encode_turns(long)[1 if replies_only else 0:]
+        assert len(tokens) == 1 and tokens.pop()[0] == sum(len(turn) - 1 for turn in turns)
+
+
 def test_reply_scores():
     perfect = score_replies(["I like green tea.", "So do I, my friend."], ["I like green tea.", "So do I, my friend."])
     assert all(perfect[f"bleu_{n}"] == pytest.approx(100) for n in range(1, 5)) and perfect["repeating"] == 0
@@ -113,20 +128,24 @@ def test_bleu_is_that_of_sacrebleu():
 
 
 def test_the_command_prints_tables_and_writes_metrics(tiny_checkpoint, tmp_path):
-    other = shutil.copytree(tiny_checkpoint, tmp_path / "other")
+    model, tokenizer = load_checkpoint(tiny_checkpoint, "cpu")
+    torch.manual_seed(1)
+    another = TinyGPT(model.config).eval()
+    save_checkpoint(tmp_path / "other", another, tokenizer)
     few = ["--max-replies", 5, "--max-new-tokens", 5]
-    done = evaluate(tiny_checkpoint, "--compare", other, "--data", "tests/data", "tests/data/validation.jsonl",
-                    "--split", "validation", *few)
+    done = evaluate(tiny_checkpoint, "--compare", tmp_path / "other", "--data", "tests/data",
+                    "tests/data/validation.jsonl", "--split", "validation", *few)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tiny_checkpoint / "metrics.json").read_text())
-    assert metrics == json.loads((other / "metrics.json").read_text())
     result = metrics["results"]["data validation, official"]
-    rate = f"{result['text']['bits_per_byte']:.3f}"
-    for folder in (tiny_checkpoint, other):
-        assert f"| data validation, official, all turns: {folder} | {rate} |" in done.stdout
+    for folder, measured in ((tiny_checkpoint, model), (tmp_path / "other", another)):
+        rate = score_text(measured, tokenizer, DIALOGUES).rates["bits_per_byte"]
+        assert f"| data validation, official, all turns: {folder} | {rate:.3f} |" in done.stdout
+    assert result["text"] == pytest.approx(score_text(model, tokenizer, DIALOGUES).rates)
+    assert not (tmp_path / "other" / "metrics.json").exists()
     assert done.stdout.count("| data validation, official: nearest neighbour |") == 1
     assert result["dialogues"] == 24 and metrics["settings"]["sampling"]["seed"] == 0
-    alone = metrics["results"]["validation.jsonl whole, official"]
+    alone = metrics["results"]["data (2) whole, official"]
     assert alone["text"] == result["text"] and alone["sha256"] == result["sha256"]  # the same dialogues
     assert "nearest neighbour" in result["replies"] and "nearest neighbour" not in alone["replies"]
 

@@ -397,6 +397,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_one_sentence(make, value):
     make().resume()
 
 
+def test_a_gradient_that_is_not_finite_spoils_no_state(make):
+    """The loss of that step is still a number; it is a step after which the state is saved."""
+    trainer = make()
+    trainer.model.final_norm.weight.register_hook(
+        lambda gradient: gradient * (math.inf if trainer.step == TINY.eval_interval - 1 else 1))
+    with pytest.raises(TinyGPTError, match=r"^The gradient's length is (nan|inf) at step 6; start .* lower --lr"):
+        trainer.start()
+    state = load_file(trainer.folder / "state/state.safetensors")
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    make().resume()
+
+
 def test_fp16_on_a_cpu_is_refused(make):
     with pytest.raises(TinyGPTError, match="precision fp16 needs a GPU"):
         make(precision="fp16")
@@ -485,13 +497,13 @@ def test_a_compiler_that_fails_is_named_and_done_without(make, monkeypatch, caps
 
     def broken(module):
         def forward(*_):
-            raise RuntimeError("no C++ compiler\nand much more")
+            raise torch._dynamo.exc.TorchDynamoException("no C++ compiler\nand much more")
         forward._orig_mod = module
         return forward
     monkeypatch.setattr(torch, "compile", broken)
     compiled = weights_after(make(compile="yes"))
     assert plain[0] == compiled[0] and all(map(torch.equal, plain[1], compiled[1]))
-    assert "torch.compile does not work here (RuntimeError: no C++ compiler); going on" in capsys.readouterr().out
+    assert "torch.compile does not work here (TorchDynamoException: no C++ compiler);" in capsys.readouterr().out
 
 
 def test_the_average_of_the_weights_follows_its_formula(make):
@@ -522,18 +534,16 @@ def test_the_average_is_saved_where_it_is_better(make, losses, averaged):
 # --------------------------------------------------------------------------------------------------- what is seen
 
 def test_every_validation_logs_replies_and_what_the_heads_do(make):
-    trainer = make(epochs=1)
+    trainer = make(epochs=1, eval_interval=100)
     trainer.start()
     lines = log(trainer, "replies", "heads")
-    assert len(lines) == len(log(trainer, "validation_loss")) > 1
+    assert len(lines) == len(log(trainer, "validation_loss")) == 1
     assert set(lines[-1][0]) == set(tinygpt.trainer.PROMPTS) and len(lines[-1][0]) == 5
     model, tokenizer = load_checkpoint(trainer.folder, "cpu")
-    if log(trainer, "validation_loss")[-1][0] == trainer.best:
-        prompt, reply = next(iter(lines[-1][0].items()))
+    for prompt, reply in lines[-1][0].items():
         assert reply == generate(model, tokenizer, [prompt], Sampling(seed=0))
-    for name, scores in lines[-1][1].items():
-        assert torch.tensor(scores).shape == (2, 2) and name in (
-            "entropy", "previous_token", "first_token", "induction")
+    assert set(lines[-1][1]) == {"entropy", "previous_token", "first_token", "induction"}
+    assert all(torch.tensor(scores).shape == (2, 2) for scores in lines[-1][1].values())
 
 
 def test_the_log_has_the_length_of_the_gradient_and_the_memory(make):

@@ -28,14 +28,15 @@ def head_scores(model: TinyGPT, ids: Tensor) -> dict[str, Tensor]:
 
     Each (num_layers, num_heads). Dropout must be off (`model.eval()`).
     """
-    maps = attention_maps(model, ids)  # (B, num_layers, num_heads, T, T)
-    maps = maps.permute(0, 3, 1, 2, 4)[:, 1:][ids[:, 1:] != PAD]  # (queries, num_layers, num_heads, T)
-    position = (ids[:, 1:] != PAD).nonzero()[:, 1]  # (queries,), of the token before each query
-    previous = maps[torch.arange(len(maps), device=ids.device), :, :, position]  # (queries, num_layers, num_heads)
-    return {"entropy": torch.special.entr(maps).sum(-1).mean(0),
-            "previous_token": previous.mean(0),
-            "first_token": maps[..., 0].mean(0),
-            "induction": induction_scores(model)}
+    sums = {"entropy": 0, "previous_token": 0, "first_token": 0}
+    for row in ids:  # one at a time: the maps of many rows and a long window would fill the memory
+        maps = attention_maps(model, row[None])[0]  # (num_layers, num_heads, T, T)
+        queries = row[1:] != PAD  # (T - 1,)
+        sums["entropy"] += torch.special.entr(maps).sum(-1)[..., 1:][..., queries].sum(-1)
+        sums["previous_token"] += maps.diagonal(-1, -2, -1)[..., queries].sum(-1)
+        sums["first_token"] += maps[..., 1:, 0][..., queries].sum(-1)
+    count = int((ids[:, 1:] != PAD).sum())
+    return {**{name: total / count for name, total in sums.items()}, "induction": induction_scores(model)}
 
 
 def induction_scores(model: TinyGPT, sequences: int = 8, seed: int = 0) -> Tensor:
@@ -47,7 +48,7 @@ def induction_scores(model: TinyGPT, sequences: int = 8, seed: int = 0) -> Tenso
     length = (model.config.seq_len - 1) // 2
     dice = torch.Generator().manual_seed(seed)
     said = torch.randint(len(MARKERS), model.config.vocab_size, (sequences, length), generator=dice)
-    start = torch.full((sequences, 1), BOS)
-    maps = attention_maps(model, torch.cat([start, said, said], dim=1).to(device))
-    queries = torch.arange(length + 1, 2 * length + 1, device=device)  # the second time
-    return maps[..., queries, queries - length + 1].mean(dim=(0, -1))
+    ids = torch.cat([torch.full((sequences, 1), BOS), said, said], dim=1).to(device)
+    again = slice(length + 1, None)  # the queries of the second time
+    maps = (attention_maps(model, row[None])[0, ..., again, :] for row in ids)  # (num_layers, num_heads, length, T)
+    return sum(each.diagonal(2, -2, -1).mean(-1) for each in maps) / sequences

@@ -116,6 +116,8 @@ class Config:
             yield f"seq_len is {self.seq_len}; give at least 16 tokens, enough for a question and a reply."
         if not 0 <= self.dropout < 1:
             yield f"dropout is {self.dropout}; give a share from 0 to below 1, for example 0.1."
+        if self.shard and self.compile == "yes":
+            yield "compile is 'yes', but sharded parameters are not compiled; give compile no, or leave out shard."
         if not 0 <= self.ema_decay < 1:
             yield f"ema_decay is {self.ema_decay}; give 0 for none, or a share below 1, for example 0.99."
         if self.accumulation > self.batch_size > 0:

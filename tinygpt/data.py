@@ -88,11 +88,7 @@ def prepare(sources: Sequence[str], config: Config, tokenizer: Tokenizer | None 
     if not sources:
         raise TinyGPTError("No data was given; name JSON-lines files, folders or Hub sets with --data, for example "
                            "--data dailydialog prosocial_dialog.")
-    corpora, named = [], Counter()
-    for corpus in map(load_corpus, sources):
-        named[corpus.name] += 1
-        again = named[corpus.name] > 1  # the report counts by name
-        corpora.append(replace(corpus, name=f"{corpus.name} ({named[corpus.name]})") if again else corpus)
+    corpora = load_corpora(sources)
     folder = cache_folder() / fingerprint(corpora, config, tokenizer)
     if not (folder / "report.json").exists():
         corpora, report = clean_corpora(corpora, config.seed)
@@ -163,6 +159,16 @@ def fill(folder: Path, corpora: Sequence[Corpus], report: dict, tokenizer: Token
 
 
 # ------------------------------------------------------------------------------------------------- reading
+
+def load_corpora(sources: Sequence[str]) -> list[Corpus]:
+    """Several sets, told apart by number where they have one name."""
+    corpora, named = [], Counter()
+    for corpus in map(load_corpus, sources):
+        named[corpus.name] += 1
+        again = named[corpus.name] > 1
+        corpora.append(replace(corpus, name=f"{corpus.name} ({named[corpus.name]})") if again else corpus)
+    return corpora
+
 
 def load_corpus(source: str) -> Corpus:
     """One data set from a JSON-lines file, a folder of them, a name in `HUB`, or a Hub id ("owner/name").

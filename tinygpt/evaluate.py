@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from tinygpt.checkpoint import load_checkpoint, write_atomically
 from tinygpt.config import TinyGPTError, run_command
-from tinygpt.data import Corpus, Dialogue, clean_text, leaks, load_corpus
+from tinygpt.data import Corpus, Dialogue, clean_text, leaks, load_corpora
 from tinygpt.generate import generate_many
 from tinygpt.model import IGNORE, TinyGPT
 from tinygpt.sampling import Sampling
-from tinygpt.tokenizer import BOS, PAD, Tokenizer
+from tinygpt.tokenizer import BOS, BOT, PAD, Tokenizer
 
 CONSTANT_REPLY = "I don't know."
 
@@ -50,9 +50,11 @@ class TextScore:
 
 def windows(dialogue: Dialogue, tokenizer: Tokenizer, seq_len: int) -> Iterator[tuple[list[int], list[int], list[int]]]:
     """The dialogue as `(ids, turn, scored)` windows of at most seq_len + 1 tokens, `turn` numbering the turn of each
-    token; each turn is `scored` in exactly one, the one that shows it after all earlier turns that fit, whole.
+    token; each turn is `scored` in exactly one, the one that shows it after all earlier turns that fit, whole. What is
+    longer than a window counts as several turns of its speaker.
     """
-    encoded = [turn[:seq_len] for turn in tokenizer.encode_turns(dialogue)]
+    encoded = [[turn[0], *turn[start:start + seq_len - 1]] for turn in tokenizer.encode_turns(dialogue)
+               for start in range(1, len(turn), seq_len - 1)]
     first = next_turn = 0
     while next_turn < len(encoded):
         while first < next_turn and 1 + sum(map(len, encoded[first:next_turn + 1])) > seq_len + 1:
@@ -74,8 +76,9 @@ def score_text(model: TinyGPT, tokenizer: Tokenizer, dialogues: Sequence[Dialogu
     rows = []
     for dialogue in dialogues:
         for ids, turns, scored in windows(dialogue, tokenizer, model.config.seq_len):
-            wanted = {number for number in scored if not replies_only or number % 2}
             starts = [n == 0 or turns[n] != turns[n - 1] for n in range(len(ids))]  # User: and Bot: are given
+            speakers = {turn: i for turn, i, start in zip(turns, ids, starts, strict=True) if start}
+            wanted = {number for number in scored if not replies_only or speakers[number] == BOT}
             targets = [i if turn in wanted and not start else IGNORE
                        for i, turn, start in zip(ids, turns, starts, strict=True)]
             if wanted:
@@ -87,7 +90,7 @@ def score_text(model: TinyGPT, tokenizer: Tokenizer, dialogues: Sequence[Dialogu
         width = max(len(ids) for ids, _ in batch)
         ids = torch.tensor([ids + [PAD] * (width - len(ids)) for ids, _ in batch], device=device)
         targets = torch.tensor([row + [IGNORE] * (width - len(row)) for _, row in batch], device=device)
-        nats += model(ids, targets).double().sum().item()
+        nats += model(ids, targets).sum(dim=1).cpu().double().sum().item()
         tokens += int((targets != IGNORE).sum())
     texts = [turn for dialogue in dialogues for n, turn in enumerate(dialogue) if not replies_only or n % 2]
     return TextScore(nats, tokens, sum(len(text.encode()) for text in texts), sum(len(text.split()) for text in texts))
@@ -159,9 +162,11 @@ def parts(corpus: Corpus, split: str) -> dict[str, tuple[list[Dialogue], list[Di
     (its dialogues, the training dialogues), cleaned.
     """
     dialogues, train = (cleaned(corpus.splits.get(name, ())) for name in (split, "train"))
+    if not dialogues:
+        raise TinyGPTError(f"{corpus.origin} has no dialogue of two turns of text to measure on; give another --data.")
     repeated = leaks(train, dialogues)[1]
     found = {f"{corpus.name} {split}, official": (dialogues, train)}
-    if repeated:
+    if 0 < len(repeated) < len(dialogues):
         clean = [dialogue for number, dialogue in enumerate(dialogues) if number not in repeated]
         found[f"{corpus.name} {split}, clean"] = clean, train
     return found
@@ -227,17 +232,16 @@ def command(folder: Path, /, data: list[str], split: list[Literal["test", "valid
         folder: Checkpoint folder, as train.py writes it.
         data: Folders with train.jsonl and the split, Hugging Face Hub sets, or single JSON-lines files.
         split: Which splits to measure on; a single file is measured whole.
-        compare: Other checkpoint folders, measured on the same text and shown beside it.
+        compare: Other checkpoint folders, measured on the same text and shown beside it; nothing is written there.
         max_replies: Contexts to reply to, evenly spread over the split; 0 replies to all.
         device: cpu, cuda, mps; auto takes the fastest one present.
         sampling: How replies are drawn.
     """
     models = {str(path): load_checkpoint(path, device) for path in (folder, *compare)}
     wanted = {}
-    for source in data:
-        corpus = load_corpus(source)
+    for source, corpus in zip(data, load_corpora(data), strict=True):
         if Path(source).is_file():
-            corpus = replace(corpus, name=Path(source).name, splits={"whole": corpus.splits["train"]})
+            corpus = replace(corpus, splits={"whole": corpus.splits["train"]})
         for name in ["whole"] if Path(source).is_file() else split:
             if not corpus.splits.get(name):
                 raise TinyGPTError(f"{corpus.origin} has no {name} split; give a folder with {name}.jsonl.")
@@ -245,10 +249,9 @@ def command(folder: Path, /, data: list[str], split: list[Literal["test", "valid
     results = {part: evaluate(models, *dialogues, sampling, max_replies) for part, dialogues in wanted.items()}
     settings = {"sampling": asdict(sampling), "max_replies": max_replies, "bleu_smoothing": "method1",
                 "words": "nltk wordpunct, lower case"}
-    for name in models:
-        metrics = {"settings": settings, "results": {part: by_model[name] for part, by_model in results.items()}}
-        write_atomically(Path(name) / "metrics.json", json.dumps(metrics, indent=1).encode())
     print(report(results))
+    metrics = {"settings": settings, "results": {part: by_model[str(folder)] for part, by_model in results.items()}}
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=1).encode())
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ def training_curves(lines: Sequence[Mapping]) -> go.Figure:
             (1, "train_loss", "training, with dropout", GREY), (1, "validation_loss", "validation", BLUE),
             (1, "ema_validation_loss", "validation of the average", ORANGE),
             (2, "validation_perplexity", "perplexity", BLUE), (3, "lr", "learning rate", GREEN)):
-        points = [(line["tokens"], line[name]) for line in lines if name in line]
+        points = [(line["tokens"], line[name]) for line in lines if line.get(name) is not None]
         if points:
             tokens, values = zip(*points, strict=True)
             mode = "lines+markers" if "validation" in name else "lines"

@@ -29,7 +29,7 @@ class Learner:
         self.model = TinyGPT(config)
         self.losses = parallel.spread(self.model, self.device, config.shard)  # called like the model
         wanted = config.compile == "yes" or (config.compile == "auto" and self.device.type == "cuda")
-        self.compiled = wanted and not config.shard
+        self.compiled = wanted and not (config.shard and parallel.world_size() > 1)
         if self.compiled:
             self.model.losses = torch.compiler.disable(self.model.losses)  # the adaptive head cannot be compiled
             self.losses = torch.compile(self.losses)
@@ -48,8 +48,8 @@ class Learner:
         """
         try:
             nats = self.backward(parts, count, number)
-        except Exception as error:
-            if not self.compiled or isinstance(error, torch.OutOfMemoryError):
+        except RuntimeError as error:
+            if not self.compiled or not isinstance(error, torch._dynamo.exc.TorchDynamoException):
                 raise
             self.give_up_compiling(error)
             nats = self.backward(parts, count, number)
@@ -162,7 +162,9 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        with torch.cuda.device(device):  # which it asks about
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bf16 else torch.float16
     if precision == "fp16" and device.type == "cpu":
         raise TinyGPTError("precision fp16 needs a GPU; take fp32, or bf16 if your CPU has it.")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

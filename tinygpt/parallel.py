@@ -6,6 +6,7 @@ In a process that is alone all of this does nothing, so the trainer reads the sa
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -18,49 +19,70 @@ from tinygpt.model import TinyGPT, choose_device
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """Inside, the processes that torchrun started know each other: by NCCL on CUDA, else by Gloo."""
-    if "WORLD_SIZE" not in os.environ:
-        yield
-        return
-    device = own_device(device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    """Inside, the processes that torchrun started know each other: by NCCL on CUDA, else by Gloo. Raises TinyGPTError
+    where memory runs out, or another process has ended.
+    """
+    if started_together():
+        device = own_device(device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        backend = "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(hours=3))  # the others wait while the first prepares data
     try:
         yield
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        if "out of memory" in reason or "can't allocate memory" in reason:
+            raise TinyGPTError("The memory is full; give a higher --accumulation (the same steps in smaller parts), "
+                               "--gradient-checkpointing, or a smaller model.") from None
+        if not together():
+            raise
+        raise TinyGPTError(f"Process {rank()} can no longer work with the others; one may have ended ({reason}). What "
+                           "was last saved is kept: go on with torchrun and --resume.") from None
     finally:
-        dist.destroy_process_group()
+        if together():
+            dist.destroy_process_group()
+
+
+def started_together() -> bool:
+    """Whether torchrun started this process."""
+    return dist.is_available() and dist.is_torchelastic_launched()
+
+
+def together() -> bool:
+    """Whether this process is `joined` with others."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def own_device(name: str) -> torch.device:
     """What `choose_device` finds; with CUDA, each process on a machine takes a GPU of its own."""
     device = choose_device(name)
-    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+    if started_together() and device.type == "cuda":
         return choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
-    if device.type == "mps" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if started_together() and device.type == "mps":
         raise TinyGPTError("MPS cannot be shared by several processes; give --device cpu, or start without torchrun.")
     return device
 
 
 def rank() -> int:
     """This process's number; 0 prints and writes."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if together() else 0
 
 
 def world_size() -> int:
     """How many processes work on this run."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if together() else 1
 
 
 def barrier() -> None:
     """Waits until every process is here."""
-    if dist.is_initialized():
+    if together():
         dist.barrier()
 
 
 def total(device: torch.device, *values: Tensor | float) -> list[float]:
     """The sums of `values` over all processes."""
-    if not dist.is_initialized():
+    if not together():
         return [float(value) for value in values]
     sums = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values])
     dist.all_reduce(sums)

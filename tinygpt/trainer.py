@@ -90,7 +90,9 @@ class Trainer:
 
     def fit(self) -> None:
         """Steps until the epochs are over, validation stops improving, or Ctrl-C."""
-        go_on = f"python train.py --resume {self.folder}"
+        size = parallel.world_size()
+        program = "python" if size == 1 else f"torchrun --nproc-per-node={size}"
+        go_on = f"{program} train.py --resume {self.folder}"
         previous = {number: signal.signal(number, self.interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             with tqdm(total=self.total_steps, initial=self.step, unit="step", dynamic_ncols=True,
@@ -98,18 +100,9 @@ class Trainer:
                 self.loop(bar)
             if self.stopping:
                 self.save_state()
-        except torch.OutOfMemoryError:
-            raise TinyGPTError("The GPU's memory is full; start anew with --accumulation 4 (the same steps in smaller "
-                               "parts), --gradient-checkpointing, or a smaller model.") from None
         except OSError as error:
             raise TinyGPTError(f"{error.filename or self.folder} cannot be written ({error.strerror}); the last good "
                                f"model and state are kept. Make room or give access, then: {go_on}") from None
-        except RuntimeError as error:
-            if parallel.world_size() == 1:
-                raise
-            raise TinyGPTError(f"Process {parallel.rank()} can no longer work with the others, one of which may have "
-                               f"ended ({str(error).splitlines()[0]}); the last saved state is kept. Go on with "
-                               f"torchrun and: train.py --resume {self.folder}") from None
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -149,14 +142,15 @@ class Trainer:
         nats, norm = self.learner.step(parts, count, rate, self.step)
         self.prefetched = self.load(self.step + 1) if self.step + 1 < self.total_steps else None
         nats, interruptions = parallel.total(self.device, nats, self.interrupted)  # waits for the device
-        if not math.isfinite(nats):
-            raise TinyGPTError(f"The loss is {nats} at step {self.step:,}; start again in another --out with a lower "
-                               f"--lr (now {self.config.lr}) or --precision fp32. {self.folder} keeps the best model "
-                               "so far.")
+        norm = float(norm)
+        if not math.isfinite(nats) or not (math.isfinite(norm) or self.learner.scaler.is_enabled()):
+            what = f"loss is {nats}" if not math.isfinite(nats) else f"gradient's length is {norm}"
+            raise TinyGPTError(f"The {what} at step {self.step:,}; start again in another --out with a lower --lr (now "
+                               f"{self.config.lr}) or --precision fp32. {self.folder} keeps the best model so far.")
         self.stopping = interruptions > 0
         self.step += 1
         self.tokens += count
-        return nats, count, float(norm)
+        return nats, count, norm
 
     def load(self, step: int) -> tuple[list[Part], int]:
         """This process's share of that step's batch, part by part, and the tokens learned in the whole batch."""
@@ -176,9 +170,10 @@ class Trainer:
         ids = torch.from_numpy(rows.ids[given].astype(np.int64))  # (B, T + 1)
         targets = torch.where(torch.from_numpy(rows.learned[given]) & bool(len(mine)), ids, IGNORE)
         pair = ids[:, :-1].contiguous(), targets[:, 1:].contiguous()
-        if self.device.type == "cuda":  # copied while the GPU computes
+        early = self.device.type == "cuda"  # copied while the GPU computes, which takes pinned memory
+        if early:
             pair = pair[0].pin_memory(), pair[1].pin_memory()
-        return pair[0].to(self.device, non_blocking=True), pair[1].to(self.device, non_blocking=True)
+        return pair[0].to(self.device, non_blocking=early), pair[1].to(self.device, non_blocking=early)
 
     def say(self, text: str) -> None:
         if self.writes:
@@ -248,6 +243,8 @@ class Trainer:
         if not self.writes:
             return
         line = {"step": self.step, "epoch": round(self.step / self.steps_per_epoch, 3), "tokens": self.tokens, **values}
+        line = {name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in line.items()}  # JSON knows no infinity
         path = self.folder / "log.jsonl"
         with open(path, "a") as file:
             file.write(json.dumps(line) + "\n")
@@ -291,14 +288,16 @@ def spaced(length: int, wanted: int) -> np.ndarray:
     return np.linspace(0, length - 1, min(length, wanted)).round().astype(int)
 
 
-def memory_in_use(device: torch.device) -> int:
-    """Megabytes: on CUDA the most that tensors have taken so far, else the most that the process has."""
+def memory_in_use(device: torch.device) -> int | None:
+    """Megabytes: the most so far, on CUDA of tensors, on a CPU of the process (None on Windows, where Python does not
+    know it); on MPS what is held now.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 2**20
     if device.type == "mps":
         return torch.mps.driver_allocated_memory() // 2**20
     if sys.platform == "win32":
-        return 0  # Python does not know it there
+        return None
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
@@ -318,13 +317,14 @@ def plan(trainer: Trainer, timed_steps: int = 3) -> str:
     weights = sum(p.numel() for p in trainer.model.parameters())
     state = sum(tensor.numel() * tensor.element_size() for tensor in trainer.learner.tensors().values())
     hours = trainer.total_steps * seconds / 3600
+    measured = memory_in_use(trainer.device)
     rows = [*((name, f"{count:,}") for name, count in count_parameters(trainer.model).items()),
             ("", ""),
             ("rows an epoch", f"{len(data.train):,} of {config.seq_len} tokens, {data.train.padding:.1%} padding"),
             ("learned tokens an epoch", f"{int(data.train.learned[:, 1:].sum()):,}"),
             ("steps", f"{trainer.total_steps:,} ({config.epochs:g} epochs of {trainer.steps_per_epoch:,})"),
-            ("memory", f"{(state + 4 * weights) / 2**20:,.0f} MB for weights, gradients and optimizer; "
-                       f"{memory_in_use(trainer.device):,} MB measured in all"),
+            ("memory", f"{(state + 4 * weights) / 2**20:,.0f} MB for weights, averages, gradients and optimizer"
+                       + (f"; {measured:,} MB measured in all" if measured else "")),
             ("speed", f"{speed:,.0f} learned tokens a second ({seconds:.2f} s a step) on {trainer.device}"),
             ("time", f"{hours:.1f} hours ({hours * 60:.1f} minutes), validations not counted")]
     return "\n".join(f"{name:<24}{value}".rstrip() for name, value in rows)
