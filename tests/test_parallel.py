@@ -71,7 +71,7 @@ def test_two_processes_learn_what_one_does_and_go_on_when_one_has_died(tmp_path,
             assert one.get(name, 0) == pytest.approx(other.get(name, 0), rel=tolerance), name
     models = [load_checkpoint(folder, "cpu")[0] for folder in (both, alone)]
     for ours, theirs in zip(*(model.parameters() for model in models), strict=True):
-        assert (ours - theirs).abs().mean() < 1e-4  # AdamW blows up what rounding does to rare tokens
+        assert (ours - theirs).abs().mean() < 1e-3  # AdamW blows up what rounding does to rare tokens
     finished = run("train.py", "--resume", both)  # alone it can go on as well, though there is nothing left to do
     assert finished.returncode == 0, finished.stderr
 
