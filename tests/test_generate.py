@@ -1,6 +1,9 @@
 """Replies: seeds, the cache, what may be shown, and why a reply ends."""
 
 import json
+import math
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 import torch
 
 from tinygpt import Config, Sampling, TinyGPT, TinyGPTError, Tokenizer, generate, stream
-from tinygpt.generate import fit_prompt
+from tinygpt.generate import Decoder, Reply, candidates, fit_prompt
 from tinygpt.tokenizer import BOS, BOT, EOS, MARKERS, SEP, USER
 
 DATA = Path(__file__).parent / "data" / "train.jsonl"
@@ -61,6 +64,41 @@ def test_company_does_not_change_a_reply(model, tokenizer):
     together = list(zip(*streams, strict=False))
     for prompt in range(2):
         assert [pair[prompt].id for pair in together] == alone[prompt][:len(together)]
+
+
+def test_replies_that_join_and_leave_a_batch_are_those_given_alone(model, tokenizer):
+    dice = random.Random(0)
+    asked = [(["Hello!"] if number % 3 else ["Hi.", "Hello there!", "What is your name?"],
+              Sampling(seed=number, temperature=1 + number % 2, max_new_tokens=3 + number % 11))
+             for number in range(40)]
+    waiting = [Reply(fit_prompt(model, tokenizer, *one), one[1]) for one in asked]
+    replies, decoder = list(waiting), Decoder(model, tokenizer, capacity=5)
+    while waiting or decoder.replies:
+        while waiting and len(decoder.replies) < 5 and dice.random() < 0.5:
+            decoder.join(waiting.pop())
+        if decoder.replies:
+            decoder.step()
+    for reply, (prompt, settings) in zip(replies, asked, strict=True):
+        assert [step.id for step in reply.steps] == [step.id for step in stream(model, tokenizer, prompt, settings)]
+
+
+def test_of_several_candidates_the_likeliest_that_ended_is_given(model, tokenizer):
+    settings = Sampling(seed=3, max_new_tokens=14, temperature=1.5, num_candidates=6)
+    given = list(stream(model, tokenizer, ["Hello!"], settings))
+    drawn = candidates(fit_prompt(model, tokenizer, ["Hello!"], settings), settings)
+    decoder = Decoder(model, tokenizer, 6)
+    decoder.join(*drawn)
+    while decoder.replies:
+        decoder.step()
+    assert len({reply.text for reply in drawn}) > 3
+
+    def mean(steps):
+        return sum(math.log(step.probability) for step in steps) / len(steps)
+    ended = [reply for reply in drawn if reply.steps[-1].reason in ("stop", "end")] or drawn
+    assert mean(given) == pytest.approx(max(mean(reply.steps) for reply in ended), rel=1e-4)
+    first = [step.id for step in stream(model, tokenizer, ["Hello!"], replace(settings, num_candidates=1))]
+    assert [step.id for step in drawn[0].steps] == first
+    assert generate(model, tokenizer, ["Hello!"], settings) == "".join(step.text for step in given)
 
 
 def test_temperature_zero_is_the_naive_greedy_loop(model, tokenizer):
@@ -199,6 +237,10 @@ def test_steps_tell_the_probabilities(model, tokenizer):
     for step in stream(model, tokenizer, ["Hello!"], settings):
         logits = model(torch.tensor([ids]))[:, -1].detach()
         assert step.probability == pytest.approx(float(logits.softmax(-1)[0, step.id]), abs=1e-5)
+        assert step.rank == 1 + int((logits[0] > logits[0, step.id]).sum())
+        best = logits[0].softmax(-1).topk(5)
+        assert [i for i, _ in step.rivals] == best.indices.tolist()
+        assert [p for _, p in step.rivals] == pytest.approx(best.values.tolist(), abs=1e-5)
         logits[:, [0, 1, 2, 5, 6] if len(ids) > start else [0, 1, 2, 3, 4, 5, 6]] = -torch.inf
         drawn_from = stages(torch.tensor([ids]), logits).softmax(-1)
         assert step.drawn_with == pytest.approx(float(drawn_from[0, step.id]), abs=1e-4)

@@ -80,8 +80,25 @@ def test_decoding_with_a_cache_changes_nothing(head, chunk):
     ids = random_ids(model)
     cache = Cache(model.config, batch_size=3, device=ids.device)
     logits = torch.cat([model(part, cache=cache) for part in ids.split(chunk, dim=1)], dim=1)
-    assert cache.length == 24
+    assert cache.lengths.tolist() == [24] * 3
     torch.testing.assert_close(logits, model(ids), atol=1e-5, rtol=0)
+
+
+@HEADS
+@torch.no_grad()
+def test_rows_of_different_lengths_share_a_cache(head):
+    model = tiny(head)
+    ids, starts = random_ids(model), (3, 17, 9)
+    cache = Cache(model.config, batch_size=4, device=ids.device)
+    for row, start in enumerate(starts):
+        model(ids[row:row + 1, :start], cache=cache.rows(row, row + 1))
+    cache.copy_row(1, 3)
+    batch, expected = torch.cat([ids, ids[1:2]]), model(torch.cat([ids, ids[1:2]]))
+    for step in range(5):
+        now = torch.tensor([start + step for start in (*starts, starts[1])])
+        logits = model(batch.gather(1, now[:, None]), cache=cache)[:, 0]
+        torch.testing.assert_close(logits, expected[torch.arange(4), now], atol=1e-5, rtol=0)
+    assert cache.lengths.tolist() == [8, 22, 14, 22]
 
 
 @HEADS

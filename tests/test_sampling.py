@@ -8,10 +8,25 @@ import pytest
 import torch
 
 from tinygpt import Sampling, TinyGPTError, stream
-from tinygpt.sampling import distribution, keep_top_k, keep_top_p, penalise_repetition, scale_by_temperature
+from tinygpt.sampling import (
+    block_repeated_ngrams,
+    choices,
+    draw,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalise_repetition,
+    scale_by_temperature,
+    stages,
+)
 from tinygpt.tokenizer import MARKERS, Prompt
 
 NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+
+
+def distribution(logits, seen, sampling):
+    """What the next token is drawn from, over the whole vocabulary."""
+    return stages(logits, seen, sampling)["min-p"].softmax(-1)
 
 
 def random_logits(batch=4, vocabulary=50, scale=3.0):
@@ -23,7 +38,7 @@ def random_logits(batch=4, vocabulary=50, scale=3.0):
 def test_repetition_penalty_is_that_of_transformers(penalty):
     transformers = pytest.importorskip("transformers")
     logits = random_logits()
-    seen = torch.randint(50, (4, 12))
+    seen = torch.randint(7, 50, (4, 12))
     assert len(set(seen[0].tolist())) < 12  # some are seen twice, and penalised once
     theirs = transformers.RepetitionPenaltyLogitsProcessor(penalty)(seen, logits)
     torch.testing.assert_close(penalise_repetition(logits, seen, penalty), theirs, atol=1e-5, rtol=0)
@@ -54,15 +69,59 @@ def test_top_p_is_that_of_transformers(p, scale):
     torch.testing.assert_close(keep_top_p(logits, p), theirs, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("p", [0.0, 0.01, 0.2, 0.9, 1.0])
+def test_min_p_is_that_of_transformers(p):
+    transformers = pytest.importorskip("transformers")
+    logits = random_logits()
+    theirs = transformers.MinPLogitsWarper(p)(None, logits) if p else logits
+    torch.testing.assert_close(keep_min_p(logits, p), theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 30])
+def test_no_repeated_ngrams_is_that_of_transformers(size):
+    transformers = pytest.importorskip("transformers")
+    logits = random_logits(batch=20)
+    seen = torch.randint(7, 11, (20, 25))  # four words, so that runs come back
+    theirs = transformers.NoRepeatNGramLogitsProcessor(size)(seen, logits)
+    assert theirs.isinf().any() == (size < 30)
+    torch.testing.assert_close(block_repeated_ngrams(logits, seen, size), theirs, atol=1e-5, rtol=0)
+    padded = torch.cat([torch.zeros(20, 6, dtype=torch.int64), seen], dim=1)
+    torch.testing.assert_close(block_repeated_ngrams(logits, padded, size), theirs, atol=1e-5, rtol=0)
+
+
+def test_markers_are_no_repetition():
+    logits, seen = random_logits(), torch.arange(7).repeat(4, 3)
+    assert torch.equal(penalise_repetition(logits, seen, 2.0), logits)
+    assert torch.equal(block_repeated_ngrams(logits, seen, 2), logits)
+
+
 def test_all_stages_in_order_are_those_of_transformers():
     transformers = pytest.importorskip("transformers")
-    logits, seen = random_logits(), torch.randint(50, (4, 12))
+    logits, seen = random_logits(), torch.randint(7, 50, (4, 12))
     theirs = transformers.LogitsProcessorList([
-        transformers.RepetitionPenaltyLogitsProcessor(1.3), transformers.TemperatureLogitsWarper(0.7),
-        transformers.TopKLogitsWarper(10), transformers.TopPLogitsWarper(0.8)])(seen, logits).softmax(-1)
-    ours = distribution(logits, seen, Sampling(temperature=0.7, top_k=10, top_p=0.8, repetition_penalty=1.3))
+        transformers.RepetitionPenaltyLogitsProcessor(1.3), transformers.NoRepeatNGramLogitsProcessor(2),
+        transformers.TemperatureLogitsWarper(0.7), transformers.TopKLogitsWarper(10),
+        transformers.TopPLogitsWarper(0.8), transformers.MinPLogitsWarper(0.1)])(seen, logits).softmax(-1)
+    ours = distribution(logits, seen, Sampling(temperature=0.7, top_k=10, top_p=0.8, repetition_penalty=1.3,
+                                               min_p=0.1, no_repeat_ngram_size=2))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 0}, {"top_k": 0, "top_p": 0.999, "min_p": 0.01},
+                                      {"temperature": 0.0}, {"no_repeat_ngram_size": 2, "top_k": 3}])
+def test_the_short_way_gives_what_the_stages_give(settings):
+    """Over a vocabulary large enough that the nucleus is searched in parts."""
+    logits, seen = random_logits(vocabulary=3_000, scale=1.0), torch.randint(7, 50, (4, 12))
+    sampling = Sampling(**settings)
+    tokens, probabilities = choices(logits, seen, sampling)
+    spread = torch.zeros_like(logits).scatter(-1, tokens, probabilities)
+    torch.testing.assert_close(spread, distribution(logits, seen, sampling), atol=1e-6, rtol=1e-5)
+
+
+def test_the_nucleus_of_a_flat_distribution_is_found_in_parts():
+    transformers = pytest.importorskip("transformers")
+    logits = random_logits(vocabulary=3_000, scale=0.1)
+    torch.testing.assert_close(keep_top_p(logits, 0.97), transformers.TopPLogitsWarper(0.97)(None, logits))
 
 @pytest.mark.parametrize(("p", "kept"), [(0.39, 1), (0.41, 2), (0.69, 2), (0.71, 3), (0.91, 4)])
 def test_the_nucleus_is_the_smallest_set_that_reaches_p(p, kept):
@@ -80,12 +139,12 @@ def test_temperature_zero_is_the_likeliest_token(temperature):
 
 
 def test_neutral_values_do_nothing():
-    logits, seen = random_logits(), torch.randint(50, (4, 12))
+    logits, seen = random_logits(), torch.randint(7, 50, (4, 12))
     torch.testing.assert_close(distribution(logits, seen, Sampling(**NEUTRAL)), logits.softmax(-1), atol=0, rtol=0)
 
 
 def test_stages_leave_their_input_alone():
-    logits, seen = random_logits(), torch.randint(50, (4, 12))
+    logits, seen = random_logits(), torch.randint(7, 50, (4, 12))
     before = logits.clone()
     distribution(logits, seen, Sampling(temperature=0.5, top_k=5, top_p=0.5, repetition_penalty=2.0))
     assert torch.equal(logits, before)
@@ -100,7 +159,7 @@ def test_tokens_that_are_cut_stay_cut():
 
 
 def test_rows_of_a_batch_do_not_touch_each_other():
-    logits, seen = random_logits(), torch.randint(50, (4, 12))
+    logits, seen = random_logits(), torch.randint(7, 50, (4, 12))
     together = distribution(logits, seen, Sampling())
     alone = [distribution(logits[n:n + 1], seen[n:n + 1], Sampling()) for n in range(4)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-7, rtol=0)
@@ -111,6 +170,9 @@ def test_rows_of_a_batch_do_not_touch_each_other():
     ("top_k", "a whole number of 0 or more", [-1, 2.5, 40.0, math.inf, -math.inf]),
     ("top_p", "a number above 0, up to 1", [0, 0.0, -0.5, 1.01, math.inf]),
     ("repetition_penalty", "a number from 1 to 5", [0.99, 5.01, -1, math.inf]),
+    ("min_p", "a number from 0 to 1", [-0.01, 1.01, math.inf]),
+    ("no_repeat_ngram_size", "a whole number of 0 or more", [-1, 2.5, math.inf]),
+    ("num_candidates", "a whole number from 1 to 16", [0, 17, 2.0]),
     ("max_new_tokens", "a whole number of at least 1", [0, -3, 1.5, 60.0, math.inf]),
     ("seed", "a whole number from -1 to 2^63 - 1", [-2, 2**63, 0.5, 1.0, math.inf])])
 def test_values_out_of_range_are_refused_in_one_sentence(name, allowed, values):
@@ -122,24 +184,40 @@ def test_values_out_of_range_are_refused_in_one_sentence(name, allowed, values):
 
 @pytest.mark.parametrize("settings", [
     {"temperature": 0}, {"temperature": 5}, {"top_k": 0}, {"top_k": 10**9}, {"top_p": 1}, {"top_p": 1e-9},
-    {"repetition_penalty": 1}, {"repetition_penalty": 5}, {"seed": -1}, {"seed": 2**63 - 1}])
+    {"repetition_penalty": 1}, {"repetition_penalty": 5}, {"min_p": 0}, {"min_p": 1}, {"no_repeat_ngram_size": 3},
+    {"no_repeat_ngram_size": 10**9}, {"seed": -1}, {"seed": 2**63 - 1}])
 def test_values_at_the_ends_of_their_ranges_can_be_drawn_with(settings):
     logits = random_logits(1)[0]
     logits[:len(MARKERS)] = -math.inf  # the reply does not end early
-    assert len(draw(Sampling(max_new_tokens=5, **settings), logits)) == 5
+    assert len(drawn(Sampling(max_new_tokens=5, **settings), logits)) == 5
 
 
-def draw(sampling, logits):
+def drawn(sampling, logits):
     """Tokens that a model draws if it gives the same logits at each step."""
     size = types.SimpleNamespace(seq_len=2_000, num_layers=1, num_heads=1, embed_dim=1)
-    model = types.SimpleNamespace(config=size, parameters=lambda: iter([torch.zeros(1)]),
+    model = types.SimpleNamespace(config=size, head=None, parameters=lambda: iter([torch.zeros(1)]),
                                   hidden=lambda ids, cache: torch.zeros(1, ids.size(1), 1),
                                   logits=lambda hidden: logits.clone()[None])
     tokenizer = types.SimpleNamespace(encode_prompt=lambda prompt, room: Prompt([2, 5, 7, 6]), decode=lambda ids: "")
     return [step.id for step in stream(model, tokenizer, ["Hello!"], sampling)]
 
 
-def test_20_000_draws_fit_the_distribution():
+def fits(counts, p):
+    """Whether counts may have come from the distribution p, by chi-square: mean and four standard deviations."""
+    chi_square = float(((counts - counts.sum() * p)[p > 0] ** 2 / (counts.sum() * p[p > 0])).sum())
+    freedom = int((p > 0).sum()) - 1
+    return freedom > 3 and not counts[p == 0].any() and chi_square < freedom + 4 * math.sqrt(2 * freedom)
+
+
+def test_100_000_draws_fit_the_distribution():
+    p = random_logits(1, 40, scale=1.5).softmax(-1)
+    p[0, :5] = p[0, 20] = p[0, 39] = 0
+    dice = torch.Generator().manual_seed(1)
+    counts = np.bincount(draw(p.expand(100_000, -1), [dice] * 100_000).numpy(), minlength=40)
+    assert fits(counts, (p[0] / p.sum()).double().numpy())
+
+
+def test_4_000_tokens_of_replies_fit_the_distribution():
     logits = random_logits(1, 20, scale=1.0)[0]
     logits[:len(MARKERS)] = -math.inf
     p = (logits.double() / 0.7).softmax(-1).numpy()
@@ -148,11 +226,6 @@ def test_20_000_draws_fit_the_distribution():
     p[likeliest[int(np.searchsorted(np.cumsum(p[likeliest]) / p.sum(), 0.9)) + 1:]] = 0  # top-p
     p /= p.sum()
     settings = [Sampling(temperature=0.7, top_k=8, top_p=0.9, repetition_penalty=1, seed=seed, max_new_tokens=400)
-                for seed in range(50)]
-    counts = np.bincount(np.ravel([draw(sampling, logits) for sampling in settings]), minlength=20)
-    assert counts.sum() == 20_000 and not counts[p == 0].any()
-    classes = int((p > 0).sum())
-    assert classes > 4
-    chi_square = float(((counts - 20_000 * p)[p > 0] ** 2 / (20_000 * p[p > 0])).sum())
-    freedom = classes - 1
-    assert chi_square < freedom + 4 * math.sqrt(2 * freedom)  # mean and four standard deviations
+                for seed in range(10)]
+    counts = np.bincount(np.ravel([drawn(sampling, logits) for sampling in settings]), minlength=20)
+    assert counts.sum() == 4_000 and fits(counts, p)

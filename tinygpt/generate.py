@@ -1,20 +1,25 @@
-"""From a dialogue to the Bot's reply, token by token."""
+"""From a dialogue to the Bot's reply, token by token.
 
+A `Decoder` holds several replies that grow side by side: they join and leave between steps. `stream` is a decoder with
+one reply, `generate_many` keeps one full, and engine.py shares one among visitors.
+"""
+
+import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from tinygpt.model import Cache, TinyGPT
-from tinygpt.sampling import Sampling, distribution
-from tinygpt.tokenizer import BOS, BOT, EOS, MARKERS, PAD, SEP, UNK, USER, Prompt, Tokenizer
+from tinygpt.sampling import Sampling, choices, draw
+from tinygpt.tokenizer import BOS, BOT, EOS, PAD, SEP, UNK, USER, Prompt, Tokenizer
 
 NEVER_SAID = [PAD, UNK, BOS, USER, BOT]  # the model says text and ends its turn; it never writes another speaker's
+RIVALS = 5
 Reason = Literal["end", "stop", "length", "window"]
 
 
@@ -26,8 +31,124 @@ class Step:
     text: str  # what it adds to the reply; an unfinished UTF-8 character waits for its last byte, or is left out
     probability: float  # in the model's own distribution, of all tokens
     drawn_with: float  # in the distribution after `Sampling`'s stages
+    rank: int  # among all tokens by the model's own probability; 1 is the likeliest
+    rivals: tuple[tuple[int, float], ...]  # the likeliest tokens and the model's own probability of each
     reason: Reason | None = None  # set on the last step: the Bot's turn ended, the dialogue ended, max_new_tokens or
     #                               seq_len was reached ("stop", "end", "length", "window")
+
+
+class Reply:
+    """A reply as it grows: what was read and said so far."""
+
+    def __init__(self, prompt: Prompt, sampling: Sampling, candidate: int = 0):
+        self.ids = list(prompt.ids)
+        self.prompt_length = len(prompt.ids)
+        self.sampling = sampling
+        self.text = ""
+        self.steps: list[Step] = []
+        seed = sampling.seed if sampling.seed >= 0 else random.getrandbits(63)
+        self.dice = torch.Generator().manual_seed((seed + candidate * 1_000_003) % 2**63)
+
+    @property
+    def said(self) -> list[int]:
+        return self.ids[self.prompt_length:]
+
+    @property
+    def likelihood(self) -> float:
+        """Mean log-probability per token by the model itself; a reply that was cut off counts as less likely than any
+        that came to an end.
+        """
+        ended = self.steps[-1].reason in ("stop", "end")
+        return sum(math.log(max(step.probability, 1e-30)) for step in self.steps) / len(self.steps) - 100 * (not ended)
+
+
+class Decoder:
+    """Replies decoded side by side in one batch, each with its own settings, by one forward pass a step.
+
+    A reply gets the tokens that it would get alone, up to float rounding.
+    """
+
+    def __init__(self, model: TinyGPT, tokenizer: Tokenizer, capacity: int = 1):
+        self.model, self.tokenizer, self.capacity = model, tokenizer, capacity
+        self.device = next(model.parameters()).device
+        self.cache = Cache(model.config, capacity, self.device)
+        self.replies: list[Reply] = []  # row n of the cache holds all tokens of replies[n] but the last
+
+    @torch.inference_mode()
+    def join(self, *replies: Reply) -> None:
+        """Takes in replies to one and the same prompt, reading it once; there must be room for them."""
+        row = len(self.replies)
+        self.cache.lengths[row:row + len(replies)] = 0
+        read = replies[0].ids[:-1]  # the last token is fed with everyone's, in the next step
+        if read:
+            self.model.hidden(torch.tensor([read], device=self.device), self.cache.rows(row, row + 1))
+        for other in range(row + 1, row + len(replies)):
+            self.cache.copy_row(row, other)
+        self.replies += replies
+
+    def leave(self, reply: Reply) -> None:
+        """Makes room; the last reply moves into the free row."""
+        row, last = self.replies.index(reply), self.replies.pop()
+        if last is not reply:
+            self.cache.copy_row(len(self.replies), row)
+            self.replies[row] = last
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[Reply, Step]]:
+        """One more token for every reply; those that end with it leave."""
+        replies = list(self.replies)
+        last = torch.tensor([[reply.ids[-1]] for reply in replies], device=self.device)  # (B, 1)
+        logits = self.model.logits(self.model.hidden(last, self.cache.rows(0, len(replies)))[:, -1])  # (B, V)
+        own = logits if self.model.head else logits.log_softmax(dim=-1)  # the adaptive head gives log-probabilities
+        tokens, drawn_with = self.draw(replies, logits)  # (B,), (B,)
+        said = own.gather(-1, tokens[:, None])  # (B, 1)
+        ranks = (own > said).sum(dim=-1) + 1  # (B,)
+        likeliest = own.topk(RIVALS)  # (B, RIVALS)
+        steps = []
+        for reply, id, own_odds, odds, rank, values, ids in zip(
+                replies, tokens.tolist(), said[:, 0].exp().tolist(), drawn_with.tolist(), ranks.tolist(),
+                likeliest.values.exp().tolist(), likeliest.indices.tolist(), strict=True):
+            step = self.tell(reply, Step(id, "", own_odds, odds, rank, tuple(zip(ids, values, strict=True))))
+            reply.steps.append(step)
+            steps.append((reply, step))
+            if step.reason:
+                self.leave(reply)
+        return steps
+
+    def draw(self, replies: list[Reply], logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A token (B,) for each reply and what it was drawn with (B,); rows with the same settings are drawn
+        together.
+        """
+        allowed = logits.index_fill(-1, torch.tensor(NEVER_SAID, device=self.device), -torch.inf)  # (B, V)
+        for row, reply in enumerate(replies):
+            if not reply.steps:  # a reply says something before it ends
+                allowed[row, [SEP, EOS]] = -torch.inf
+        tokens = torch.empty(len(replies), dtype=torch.int64, device=self.device)
+        drawn_with = torch.empty(len(replies), device=self.device)
+        alike = defaultdict(list)
+        for row, reply in enumerate(replies):
+            sampling = replace(reply.sampling, seed=0, max_new_tokens=1, num_candidates=1)  # as far as stages care
+            alike[sampling].append(row)
+        for sampling, rows in alike.items():
+            longest = max(len(replies[row].ids) for row in rows)
+            seen = torch.tensor([[PAD] * (longest - len(replies[row].ids)) + replies[row].ids for row in rows],
+                                device=self.device)  # (b, S); padding is no repetition
+            ids, probabilities = choices(allowed[rows], seen, sampling)  # (b, K)
+            column = draw(probabilities, [replies[row].dice for row in rows])[:, None]  # (b, 1)
+            tokens[rows] = ids.gather(-1, column)[:, 0]
+            drawn_with[rows] = probabilities.gather(-1, column)[:, 0]
+        return tokens, drawn_with
+
+    def tell(self, reply: Reply, step: Step) -> Step:
+        """Adds the token to the reply; the step with its text, and the reason if it is the last."""
+        if step.id in (SEP, EOS):
+            return replace(step, reason="stop" if step.id == SEP else "end")
+        reply.ids.append(step.id)
+        text = self.tokenizer.decode(reply.said).rstrip("\ufffd")  # an unfinished character decodes to U+FFFD
+        new, reply.text = text[len(reply.text):], text
+        reason = ("length" if len(reply.said) >= reply.sampling.max_new_tokens else
+                  "window" if len(reply.ids) >= self.model.config.seq_len else None)
+        return replace(step, text=new, reason=reason)
 
 
 def generate(model: TinyGPT, tokenizer: Tokenizer, prompt: str | Sequence[str], sampling: Sampling = Sampling()) -> str:
@@ -40,9 +161,29 @@ def generate(model: TinyGPT, tokenizer: Tokenizer, prompt: str | Sequence[str], 
 def stream(model: TinyGPT, tokenizer: Tokenizer, prompt: str | Sequence[str],
            sampling: Sampling = Sampling()) -> Iterator[Step]:
     """Like `generate`, a step a token; closing the iterator stops the work. Each token costs one light step on a
-    key-value cache. The model's own probabilities are kept beside those it was drawn with.
+    key-value cache. With several candidates, the chosen one's steps come when all have ended.
     """
-    return _steps(model, tokenizer, fit_prompt(model, tokenizer, prompt, sampling), sampling)
+    fitted = fit_prompt(model, tokenizer, prompt, sampling)  # raises at once, not at the first step
+    return _steps(Decoder(model, tokenizer, sampling.num_candidates), candidates(fitted, sampling))
+
+
+def _steps(decoder: Decoder, replies: list[Reply]) -> Iterator[Step]:
+    decoder.join(*replies)
+    while decoder.replies:
+        steps = decoder.step()
+        if len(replies) == 1:
+            yield steps[0][1]
+    if len(replies) > 1:
+        yield from max(replies, key=lambda reply: reply.likelihood).steps
+
+
+def candidates(prompt: Prompt, sampling: Sampling) -> list[Reply]:
+    """The replies to be drawn for one prompt; the likeliest is given (Adiwardana et al. 2020, section 2.4;
+    https://arxiv.org/abs/2001.09977).
+    """
+    if sampling.seed < 0:
+        sampling = replace(sampling, seed=random.getrandbits(62))
+    return [Reply(prompt, sampling, number) for number in range(sampling.num_candidates)]
 
 
 def fit_prompt(model: TinyGPT, tokenizer: Tokenizer, prompt: str | Sequence[str], sampling: Sampling) -> Prompt:
@@ -51,90 +192,17 @@ def fit_prompt(model: TinyGPT, tokenizer: Tokenizer, prompt: str | Sequence[str]
     return tokenizer.encode_prompt(prompt, seq_len - min(sampling.max_new_tokens, seq_len // 2))
 
 
-@torch.inference_mode()
-def _steps(model: TinyGPT, tokenizer: Tokenizer, prompt: Prompt, sampling: Sampling) -> Iterator[Step]:
-    device = next(model.parameters()).device
-    dice = new_dice(sampling)
-    cache = Cache(model.config, batch_size=1, device=device)
-    ids = list(prompt.ids)
-    hidden = model.hidden(torch.tensor([ids], device=device), cache)[:, -1]  # (1, C)
-    reply, said = [], ""
-    while True:
-        token, *probabilities = draw(model.logits(hidden), ids, not reply, sampling, dice)
-        if token in (SEP, EOS):
-            yield Step(token, "", *probabilities, reason="stop" if token == SEP else "end")
-            return
-        ids.append(token)
-        reply.append(token)
-        text = tokenizer.decode(reply).rstrip("\ufffd")  # bytes of an unfinished character decode to U+FFFD
-        reason = ("length" if len(reply) >= sampling.max_new_tokens else
-                  "window" if len(ids) >= model.config.seq_len else None)
-        yield Step(token, text[len(said):], *probabilities, reason)
-        if reason:
-            return
-        said = text
-        hidden = model.hidden(torch.tensor([[token]], device=device), cache)[:, -1]  # (1, C)
-
-
-@torch.inference_mode()
 def generate_many(model: TinyGPT, tokenizer: Tokenizer, prompts: Sequence[str | Sequence[str]],
                   sampling: Sampling = Sampling(), batch_size: int = 64) -> list[str]:
-    """`generate` for many prompts, those of one length decoded side by side. Each gets the reply that it would get
-    alone (up to float rounding); with a seed, every prompt starts from that seed.
+    """`generate` for many prompts, decoded side by side: as one reply ends, the next begins. Each gets the reply that
+    it would get alone (up to float rounding); with a seed, every prompt starts from that seed.
     """
-    fitted = [fit_prompt(model, tokenizer, prompt, sampling).ids for prompt in prompts]
-    by_length = defaultdict(list)
-    for number, ids in enumerate(fitted):
-        by_length[len(ids)].append(number)
-    batches = [same[start:start + batch_size] for _, same in sorted(by_length.items())
-               for start in range(0, len(same), batch_size)]
-    replies = [""] * len(fitted)
-    with tqdm(total=len(fitted), desc="replies", leave=False, delay=2) as bar:
-        for batch in batches:
-            for number, reply in zip(batch, _decode(model, [fitted[n] for n in batch], sampling), strict=True):
-                replies[number] = tokenizer.decode(reply).rstrip("\ufffd")
-            bar.update(len(batch))
-    return replies
-
-
-def _decode(model: TinyGPT, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
-    """Replies, as ids, to prompts of one length."""
-    device = next(model.parameters()).device
-    dice = [new_dice(sampling) for _ in prompts]
-    room = min(sampling.max_new_tokens, model.config.seq_len - len(prompts[0]))
-    cache = Cache(model.config, len(prompts), device)
-    hidden = model.hidden(torch.tensor(prompts, device=device), cache)[:, -1]  # (B, C)
-    replies: list[list[int]] = [[] for _ in prompts]
-    running = set(range(len(prompts)))
-    for _ in range(room):
-        logits = model.logits(hidden)  # (B, V)
-        drawn = [PAD] * len(prompts)  # what is fed to a reply that has ended changes no other
-        for row in sorted(running):
-            ids = prompts[row] + replies[row]
-            drawn[row] = draw(logits[row:row + 1], ids, not replies[row], sampling, dice[row])[0]
-            if drawn[row] in (SEP, EOS):
-                running.remove(row)
-            else:
-                replies[row].append(drawn[row])
-        if not running:
-            break
-        hidden = model.hidden(torch.tensor(drawn, device=device)[:, None], cache)[:, -1]  # (B, C)
-    return replies
-
-
-def new_dice(sampling: Sampling) -> torch.Generator:
-    """What chance comes from: the seed, or the system where it is -1."""
-    return torch.Generator().manual_seed(sampling.seed if sampling.seed >= 0 else random.getrandbits(63))
-
-
-def draw(logits: Tensor, ids: list[int], first: bool, sampling: Sampling, dice: torch.Generator) -> tuple:
-    """Draws the token after `ids` from logits (1, V): its id, its probability in the model's own distribution, and
-    the one it was drawn with. The `first` token of a reply is always text; markers are no repetition.
-    """
-    own = logits.softmax(dim=-1)  # (1, V)
-    never = [*NEVER_SAID, SEP, EOS] if first else NEVER_SAID
-    allowed = logits.index_fill(-1, torch.tensor(never, device=logits.device), -torch.inf)  # (1, V)
-    seen = torch.tensor([[i for i in ids if i >= len(MARKERS)]], device=logits.device, dtype=torch.int64)  # (1, S)
-    drawn_from = distribution(allowed, seen, sampling)  # (1, V)
-    token = int(torch.multinomial(drawn_from[0].cpu(), 1, generator=dice))
-    return token, float(own[0, token]), float(drawn_from[0, token])
+    groups = [candidates(fit_prompt(model, tokenizer, prompt, sampling), sampling) for prompt in prompts]
+    waiting = sorted(groups, key=lambda group: group[0].prompt_length)  # neighbours in length share more of each step
+    decoder = Decoder(model, tokenizer, max(batch_size, sampling.num_candidates))
+    with tqdm(total=len(groups) * sampling.num_candidates, desc="replies", leave=False, delay=2) as bar:
+        while waiting or decoder.replies:
+            while waiting and len(decoder.replies) + sampling.num_candidates <= decoder.capacity:
+                decoder.join(*waiting.pop())
+            bar.update(sum(step.reason is not None for _, step in decoder.step()))
+    return [max(group, key=lambda reply: reply.likelihood).text for group in groups]

@@ -21,20 +21,41 @@ IGNORE = -100  # a target that is not learned, as in torch's cross_entropy
 
 
 class Cache:
-    """Keys and values of the tokens seen so far, so that each new token costs one light step."""
+    """Keys and values of the tokens seen so far, so that each new token costs one light step. The rows of a batch may
+    hold different numbers of tokens.
+    """
 
     def __init__(self, config: Config, batch_size: int, device: torch.device, dtype: torch.dtype = torch.float32):
         head_dim = config.embed_dim // config.num_heads
         shape = (config.num_layers, batch_size, config.num_heads, config.seq_len, head_dim)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0  # tokens held
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.lengths = torch.zeros(batch_size, dtype=torch.int64)  # tokens held in each row, on the CPU
 
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores `layer`'s new keys and values (B, H, T, D); returns all so far (B, H, S, D)."""
-        end = self.length + key.size(2)
-        self.keys[layer, :, :, self.length:end] = key
-        self.values[layer, :, :, self.length:end] = value
+    def rows(self, start: int, end: int) -> "Cache":
+        """Some of the rows, as a cache that shares their memory."""
+        some = object.__new__(Cache)
+        some.keys, some.values = self.keys[:, start:end], self.values[:, start:end]
+        some.lengths = self.lengths[start:end]
+        return some
+
+    def copy_row(self, source: int, target: int) -> None:
+        """Makes the row `target` hold what `source` holds."""
+        length = int(self.lengths[source])
+        self.lengths[target] = length
+        for held in (self.keys, self.values):
+            held[:, target, :, :length] = held[:, source, :, :length]
+
+    def extend(self, layer: int, key: Tensor, value: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores `layer`'s keys and values (B, H, T, D) of the tokens at `positions` (B, T); returns all that any row
+        holds (B, H, S, D).
+        """
+        start, end = int(self.lengths.min()), int(self.lengths.max()) + key.size(2)
+        for held, new in ((self.keys, key), (self.values, value)):
+            if start + key.size(2) == end:  # all rows are equally long
+                held[layer, :, :, start:end] = new
+            else:
+                held[layer][torch.arange(len(positions))[:, None], :, positions] = new.transpose(1, 2)
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
@@ -57,17 +78,17 @@ class MultiHeadAttention(nn.Module):
         self.value = nn.Linear(config.embed_dim, config.embed_dim)
         self.out = nn.Linear(config.embed_dim, config.embed_dim)
 
-    def forward(self, x: Tensor, layer: int, cache: Cache | None = None, head_mask: Tensor | None = None,
-                recorder: Recorder | None = None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, positions: Tensor, cache: Cache | None = None,
+                head_mask: Tensor | None = None, recorder: Recorder | None = None) -> Tensor:
         query = self.split_heads(self.query(x))  # (B, H, T, D)
         key = self.split_heads(self.key(x))  # (B, H, T, D)
         value = self.split_heads(self.value(x))  # (B, H, T, D)
         if cache is not None:
-            key, value = cache.extend(layer, key, value)  # (B, H, S, D)
+            key, value = cache.extend(layer, key, value, positions)  # (B, H, S, D)
         if recorder is None:
-            heads = self.attend(query, key, value)  # (B, H, T, D)
+            heads = self.attend(query, key, value, positions)  # (B, H, T, D)
         else:
-            heads, weights = self.attend_in_the_open(query, key, value)
+            heads, weights = self.attend_in_the_open(query, key, value, positions)
             recorder.attention.append(weights)
         if head_mask is not None:
             heads = heads * head_mask.to(heads)[:, None, None]  # (B, H, T, D)
@@ -76,25 +97,24 @@ class MultiHeadAttention(nn.Module):
     def split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, T, C) -> (B, H, T, D)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor) -> Tensor:
         """The fast path: torch's fused kernel, which never holds the weights (so they see no dropout)."""
-        tokens, seen = query.size(2), key.size(2)
-        if tokens == seen:
+        if query.size(2) == key.size(2):
             return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        mask = None if tokens == 1 else causal_mask(tokens, seen, query.device)
+        mask = None if query.shape[::2] == (1, 1) else causal_mask(positions, key.size(2))
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
-    def attend_in_the_open(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def attend_in_the_open(self, query: Tensor, key: Tensor, value: Tensor,
+                           positions: Tensor) -> tuple[Tensor, Tensor]:
         """The same, written out: softmax(QK^T / sqrt(D)) V, with the weights (B, H, T, S) kept."""
         scores = query @ key.transpose(-2, -1) / math.sqrt(query.size(-1))  # (B, H, T, S)
-        mask = causal_mask(scores.size(-2), scores.size(-1), scores.device)
-        weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)  # (B, H, T, S)
+        weights = scores.masked_fill(~causal_mask(positions, key.size(2)), -torch.inf).softmax(dim=-1)  # (B, H, T, S)
         return weights @ value, weights
 
 
-def causal_mask(tokens: int, seen: int, device: torch.device) -> Tensor:
-    """True where the last `tokens` of `seen` positions may look: at themselves and to their left."""
-    return torch.ones(tokens, seen, dtype=torch.bool, device=device).tril(seen - tokens)  # (T, S)
+def causal_mask(positions: Tensor, seen: int) -> Tensor:
+    """True where a token at one of `positions` (B, T) may look: at itself and to its left (B, 1, T, S)."""
+    return (torch.arange(seen, device=positions.device) <= positions[..., None])[:, None]
 
 
 class DecoderBlock(nn.Module):
@@ -109,9 +129,9 @@ class DecoderBlock(nn.Module):
         self.ff_out = nn.Linear(config.ff_hidden, config.embed_dim)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, layer: int, cache: Cache | None = None, head_mask: Tensor | None = None,
-                recorder: Recorder | None = None) -> Tensor:
-        attended = self.attention(self.attention_norm(x), layer, cache, head_mask, recorder)
+    def forward(self, x: Tensor, layer: int, positions: Tensor, cache: Cache | None = None,
+                head_mask: Tensor | None = None, recorder: Recorder | None = None) -> Tensor:
+        attended = self.attention(self.attention_norm(x), layer, positions, cache, head_mask, recorder)
         x = x + self.dropout(attended)  # (B, T, C)
         expanded = F.gelu(self.ff_in(self.ff_norm(x)))  # (B, T, ff_hidden)
         return x + self.dropout(self.ff_out(expanded))  # (B, T, C)
@@ -156,11 +176,13 @@ class TinyGPT(nn.Module):
     def hidden(self, ids: Tensor, cache: Cache | None = None, head_mask: Tensor | None = None,
                recorder: Recorder | None = None) -> Tensor:
         """ids (B, T) -> what the last block passes on, normed (B, T, C)."""
-        start = cache.length if cache is not None else 0
-        end = start + ids.size(1)
+        tokens = ids.size(1)
+        end = tokens if cache is None else tokens + int(cache.lengths.max())
         if end > self.config.seq_len:
             raise TinyGPTError(f"{end} tokens do not fit a model of seq_len {self.config.seq_len}; give fewer.")
-        positions = torch.arange(start, end, device=ids.device)  # (T,)
+        positions = torch.arange(tokens, device=ids.device)[None]  # (1, T)
+        if cache is not None:
+            positions = positions + cache.lengths[:, None].to(ids.device)  # (B, T)
         x = self.token_embedding(ids) + self.position_embedding(positions)  # (B, T, C)
         x = self.dropout(x)
         for layer, block in enumerate(self.blocks):
@@ -168,13 +190,13 @@ class TinyGPT(nn.Module):
                 recorder.residual.append(x)
             mask = None if head_mask is None else head_mask[layer]
             if self.training and self.config.gradient_checkpointing:
-                x = checkpoint(block, x, layer, cache, mask, recorder, use_reentrant=False)
+                x = checkpoint(block, x, layer, positions, cache, mask, recorder, use_reentrant=False)
             else:
-                x = block(x, layer, cache, mask, recorder)
+                x = block(x, layer, positions, cache, mask, recorder)
         if recorder is not None:
             recorder.residual.append(x)
         if cache is not None:
-            cache.length = end
+            cache.lengths += tokens
         return self.final_norm(x)  # (B, T, C)
 
     def logits(self, hidden: Tensor) -> Tensor:
