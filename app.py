@@ -8,9 +8,8 @@ import tyro
 
 from tinygpt.checkpoint import load_checkpoint
 from tinygpt.config import run_command
-from tinygpt.generate import stream
-from tinygpt.model import TinyGPT
-from tinygpt.tokenizer import Tokenizer
+from tinygpt.engine import Engine
+from tinygpt.quantize import int8
 from tinygpt.ui import chat_tab
 
 THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", radius_size="lg",
@@ -27,11 +26,11 @@ footer .divider { display: none !important; }
 """
 
 
-def build_page(model: TinyGPT, tokenizer: Tokenizer) -> gr.Blocks:
+def build_page(engine: Engine) -> gr.Blocks:
     """The page, ready to be launched."""
     with gr.Blocks(title="TinyGPT", analytics_enabled=False) as page:
         gr.HTML("<h1>TinyGPT</h1>", elem_id="title")
-        chat_tab.ChatTab(model, tokenizer)
+        chat_tab.ChatTab(engine)
     return page.queue(max_size=64)
 
 
@@ -43,8 +42,9 @@ def open_page(checkpoint: Path = Path("checkpoints/tinygpt-chat")) -> None:
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     model, tokenizer = load_checkpoint(checkpoint)
-    next(stream(model, tokenizer, ["Hello!"]))  # the first token is slow: better now than for the first visitor
-    build_page(model, tokenizer).launch(theme=THEME, css=CSS + chat_tab.CSS, show_error=True, run_history=False,
+    engine = Engine(int8(model), tokenizer)
+    next(iter(engine.ask(["Hello!"])))  # the first token is slow: better now than for the first visitor
+    build_page(engine).launch(theme=THEME, css=CSS + chat_tab.CSS, show_error=True, run_history=False,
                                         footer_links=["api"], ssr_mode=False)
 
 

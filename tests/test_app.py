@@ -9,14 +9,15 @@ import pytest
 from conftest import ROOT
 
 import app
-from tinygpt import load_checkpoint
+from tinygpt import TinyGPTError, load_checkpoint
+from tinygpt.engine import Engine
 from tinygpt.tokenizer import Prompt
 from tinygpt.ui import chat_tab
 
 
 @pytest.fixture(scope="module")
 def client(tiny_checkpoint):
-    page = app.build_page(*load_checkpoint(tiny_checkpoint, "cpu"))
+    page = app.build_page(Engine(*load_checkpoint(tiny_checkpoint, "cpu")))
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, show_error=True, ssr_mode=False)
     yield gradio_client.Client(url, verbose=False)
     page.close()
@@ -32,11 +33,18 @@ def test_chat_needs_only_a_message_and_streams(client):
 
 def test_chat_remembers_the_history_it_is_given(client, monkeypatch):
     read = []
-    stream = chat_tab.stream
-    monkeypatch.setattr(chat_tab, "stream", lambda model, tokenizer, turns, sampling: (
-        read.append(turns) or stream(model, tokenizer, turns, sampling)))
+    ask = Engine.ask
+    monkeypatch.setattr(Engine, "ask", lambda engine, turns, *more: read.append(turns) or ask(engine, turns, *more))
     assert client.predict(message="And you?", history=["Hello!", "Hi there. I am fine."], api_name="/chat")
     assert read == [["Hello!", "Hi there. I am fine.", "And you?"]]
+
+
+def test_a_visitor_who_finds_everything_taken_is_told_so(client, monkeypatch):
+    def full(*_):
+        raise TinyGPTError("TinyGPT is busy: 48 are waiting.")
+    monkeypatch.setattr(Engine, "ask", full)
+    with pytest.raises(gradio_client.exceptions.AppError, match="TinyGPT is busy: 48 are waiting"):
+        client.predict("Hello!", api_name="/chat")
 
 
 @pytest.mark.parametrize("message", [

@@ -12,16 +12,22 @@ expect = playwright.expect
 
 PACED = """
 import time, torch, app
-from tinygpt.ui import chat_tab
-stream = chat_tab.stream
-def paced(model, tokenizer, turns, sampling):
-    slowly = True
-    while slowly:
-        slowly = "slowly" in turns[-1]
-        for step in stream(model, tokenizer, turns, sampling):
-            time.sleep(0.2 if slowly else 0.01)
-            yield step
-chat_tab.stream = paced
+from tinygpt.ui.chat_tab import ChatTab
+ask = ChatTab.ask
+class Paced:
+    def __init__(self, tab, turns):
+        self.tab, self.turns, self.ticket = tab, turns, ask(tab, turns)
+        self.prompt, self.place, self.close = self.ticket.prompt, 0, self.ticket.close
+    def __iter__(self):
+        slowly = True
+        while slowly:
+            slowly = "slowly" in self.turns[-1]
+            for step in self.ticket:
+                time.sleep(0.2 if slowly else 0.01)
+                yield step
+            if slowly:
+                self.ticket = ask(self.tab, self.turns)
+ChatTab.ask = lambda tab, turns: Paced(tab, turns)
 torch.set_num_threads(1)  # leaves a core to the browser
 app.main()
 """

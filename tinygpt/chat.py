@@ -8,6 +8,7 @@ import tyro
 from tinygpt.checkpoint import load_checkpoint
 from tinygpt.config import run_command
 from tinygpt.generate import fit_prompt, stream
+from tinygpt.quantize import int8
 from tinygpt.sampling import Sampling
 from tinygpt.tokenizer import normalize
 
@@ -22,6 +23,7 @@ def chat(folder: Path = Path("checkpoints/tinygpt-chat"), /, device: str = "auto
         sampling: How replies are drawn.
     """
     model, tokenizer = load_checkpoint(folder, device)
+    model = int8(model)
     for channel in (sys.stdin, sys.stdout):  # what is not text there must not end the conversation
         channel.reconfigure(errors="replace")
     print("Say something. An empty line starts a new conversation; Ctrl-D or Ctrl-C leaves.")

@@ -19,6 +19,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from tinygpt import quantize
 from tinygpt.checkpoint import load_checkpoint, write_atomically
 from tinygpt.config import TinyGPTError, run_command
 from tinygpt.data import Corpus, Dialogue, clean_text, leaks, load_corpora
@@ -225,7 +226,7 @@ def report(results: dict[str, dict[str, dict]]) -> str:
 
 def command(folder: Path, /, data: list[str], split: list[Literal["test", "validation"]] = ["test"],  # noqa: B006
             compare: list[Path] = [], max_replies: int = 0, device: str = "auto",  # noqa: B006
-            sampling: Sampling = Sampling(seed=0)) -> None:
+            int8: bool = False, sampling: Sampling = Sampling(seed=0)) -> None:
     """Measure a trained TinyGPT; prints two tables and writes metrics.json into the checkpoint folder.
 
     Args:
@@ -235,9 +236,13 @@ def command(folder: Path, /, data: list[str], split: list[Literal["test", "valid
         compare: Other checkpoint folders, measured on the same text and shown beside it; nothing is written there.
         max_replies: Contexts to reply to, evenly spread over the split; 0 replies to all.
         device: cpu, cuda, mps; auto takes the fastest one present.
+        int8: Measure with the 8-bit weights that chats on a CPU use.
         sampling: How replies are drawn.
     """
     models = {str(path): load_checkpoint(path, device) for path in (folder, *compare)}
+    if int8:
+        models = {name: (quantize.int8(model, most_rows=2**31), tokenizer)
+                  for name, (model, tokenizer) in models.items()}
     wanted = {}
     for source, corpus in zip(data, load_corpora(data), strict=True):
         if Path(source).is_file():
@@ -247,7 +252,7 @@ def command(folder: Path, /, data: list[str], split: list[Literal["test", "valid
                 raise TinyGPTError(f"{corpus.origin} has no {name} split; give a folder with {name}.jsonl.")
             wanted |= parts(corpus, name)
     results = {part: evaluate(models, *dialogues, sampling, max_replies) for part, dialogues in wanted.items()}
-    settings = {"sampling": asdict(sampling), "max_replies": max_replies, "bleu_smoothing": "method1",
+    settings = {"sampling": asdict(sampling), "max_replies": max_replies, "int8": int8, "bleu_smoothing": "method1",
                 "words": "nltk wordpunct, lower case"}
     print(report(results))
     metrics = {"settings": settings, "results": {part: by_model[str(folder)] for part, by_model in results.items()}}

@@ -95,7 +95,7 @@ class MultiHeadAttention(nn.Module):
         return self.out(heads.transpose(1, 2).flatten(2))  # (B, T, C)
 
     def split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, T, C) -> (B, H, T, D)
+        return x.view(x.size(0), x.size(1), self.num_heads, -1).transpose(1, 2)  # (B, T, C) -> (B, H, T, D)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor) -> Tensor:
         """The fast path: torch's fused kernel, which never holds the weights (so they see no dropout)."""

@@ -4,14 +4,16 @@ The conversation lives in the page alone: each event brings it along and nothing
 """
 
 import re
+import time
 from collections.abc import Iterator, Sequence
 
 import gradio as gr
 
-from tinygpt.generate import fit_prompt, stream
+from tinygpt.config import TinyGPTError
+from tinygpt.engine import Engine, Ticket
 from tinygpt.model import TinyGPT
 from tinygpt.sampling import Sampling
-from tinygpt.tokenizer import Prompt, Tokenizer, normalize
+from tinygpt.tokenizer import Prompt, normalize
 
 LONGEST_MESSAGE = 2_000  # characters; several times what the model can read
 EXAMPLES = (
@@ -23,7 +25,7 @@ EXAMPLES = (
     "I want to read my sister's diary.",
 )
 NOTICE = "TinyGPT makes things up and is not an assistant. Nothing you write is stored."
-RUNS_THE_MODEL = {"concurrency_id": "model", "concurrency_limit": 2}
+RUNS_THE_MODEL = {"concurrency_id": "model", "concurrency_limit": 32}  # half of them wait in the engine's line
 CSS = """
 #chat { height: calc(100dvh - 114px); min-height: 400px; max-width: 820px; margin: 0 auto; gap: 10px;
         flex-wrap: nowrap; }
@@ -50,13 +52,13 @@ CSS = """
 class ChatTab:
     """Draws the chat into the Blocks around it and answers its events."""
 
-    def __init__(self, model: TinyGPT, tokenizer: Tokenizer):
-        self.model, self.tokenizer, self.sampling = model, tokenizer, Sampling()
+    def __init__(self, engine: Engine):
+        self.engine, self.sampling = engine, Sampling()
         with gr.Column(elem_id="chat"):
             self.conversation = gr.Chatbot(
                 elem_id="conversation", label="Conversation", show_label=False, height="100%", layout="bubble",
                 editable="user", buttons=["copy"], render_markdown=False, latex_delimiters=[], allow_tags=False,
-                group_consecutive_messages=False, placeholder=introduction(model),
+                group_consecutive_messages=False, placeholder=introduction(engine.model),
                 examples=[{"text": text} for text in EXAMPLES])
             self.message = gr.Textbox(
                 elem_id="message", label="Your message", show_label=False, container=False, autofocus=True, max_lines=4,
@@ -117,14 +119,26 @@ class ChatTab:
         """The Bot's answer to `history`, growing token by token. Who is `typing` may go on doing so: Gradio ignores
         Enter while the event it began is under way, but not while another is.
         """
-        turns = turns_of(history)
-        read = fit_prompt(self.model, self.tokenizer, turns, self.sampling)
-        note = note_on(read, self.model.config.seq_len)
+        ticket = self.ask(turns_of(history))
+        note = note_on(ticket.prompt, self.engine.model.config.seq_len)
         yield gr.Textbox(submit_btn=False, stop_btn=True, interactive=typing), history, note
-        text = ""
-        for step in stream(self.model, self.tokenizer, turns, self.sampling):
-            text += step.text
-            yield gr.skip(), [*history, said("assistant", text)], gr.skip()
+        try:
+            while (place := ticket.place) > 0:
+                yield gr.skip(), gr.skip(), f"TinyGPT is busy: you are number {place} in line."
+                time.sleep(0.2)
+            text = ""
+            for step in ticket:
+                text += step.text
+                yield gr.skip(), [*history, said("assistant", text)], note if step.reason else gr.skip()
+        finally:
+            ticket.close()
+
+    def ask(self, turns: list[str]) -> Ticket:
+        """The engine's ticket for a reply; what it refuses is shown to the visitor as it is."""
+        try:
+            return self.engine.ask(turns, self.sampling)
+        except TinyGPTError as error:
+            raise gr.Error(str(error), print_exception=False) from None
 
     def chat(self, message: str, history: list[str] | None = None) -> Iterator[str]:
         """TinyGPT's reply to a message, streamed: each update holds the reply so far.
@@ -141,7 +155,7 @@ class ChatTab:
         if problem:
             raise gr.Error(problem, print_exception=False)
         text = ""
-        for step in stream(self.model, self.tokenizer, turns, self.sampling):
+        for step in self.ask(turns):
             text += step.text
             yield text
 

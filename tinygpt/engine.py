@@ -1,0 +1,139 @@
+"""One model for many visitors: their replies grow in one batch, a token at a time, in one thread.
+
+`Engine.ask` gives a `Ticket`; iterating over it yields the reply's steps as they are drawn. Whoever comes when the
+batch is full waits in line and can see the place; whoever closes a ticket frees its place within one step.
+"""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from tinygpt.config import TinyGPTError
+from tinygpt.generate import Decoder, Reply, Step, candidates, fit_prompt
+from tinygpt.model import TinyGPT
+from tinygpt.sampling import Sampling
+from tinygpt.tokenizer import Prompt, Tokenizer
+
+
+class Ticket:
+    """A reply that was asked for. Iterate over it once; `close` ends it early."""
+
+    def __init__(self, engine: "Engine", prompt: Prompt, sampling: Sampling):
+        self.engine, self.prompt = engine, prompt
+        self.replies = candidates(prompt, sampling)
+        self.drawn: queue.SimpleQueue[Step | Exception] = queue.SimpleQueue()
+        self.closed = False
+
+    @property
+    def place(self) -> int:
+        """How many are served before this one can begin, itself included; 0 once it has begun."""
+        return self.engine.place(self)
+
+    def next(self, patience: float | None = None) -> Step | None:
+        """The next step, or None if none was drawn within `patience` seconds."""
+        try:
+            step = self.drawn.get(timeout=patience)
+        except queue.Empty:
+            return None
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+    def __iter__(self) -> Iterator[Step]:
+        try:
+            while True:
+                yield (step := self.next())
+                if step.reason:
+                    return
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Gives the place to someone else; harmless for a reply that has ended."""
+        self.engine.close(self)
+
+    def take(self, step: Step) -> None:
+        """A token of one of the candidates was drawn. One candidate is told as it grows, the best of several when all
+        have ended.
+        """
+        if len(self.replies) == 1:
+            self.drawn.put(step)
+        elif all(reply.steps and reply.steps[-1].reason for reply in self.replies):
+            for step in max(self.replies, key=lambda reply: reply.likelihood).steps:
+                self.drawn.put(step)
+
+
+class Engine:
+    """Decodes for all tickets at once, at most `capacity` replies side by side; `line` more tickets may wait."""
+
+    def __init__(self, model: TinyGPT, tokenizer: Tokenizer, capacity: int = 16, line: int = 48):
+        self.model, self.tokenizer, self.line = model, tokenizer, line
+        self.decoder = Decoder(model, tokenizer, capacity)
+        self.waiting: deque[Ticket] = deque()
+        self.begun: dict[Reply, Ticket] = {}
+        self.changed = threading.Condition()  # guards `waiting`, `begun` and each ticket's `closed`
+        self.thread = threading.Thread(target=self.work, name="engine", daemon=True)
+        self.thread.start()
+
+    def ask(self, prompt: str | Sequence[str], sampling: Sampling = Sampling()) -> Ticket:
+        """Asks for the Bot's reply to `prompt`, as `stream` does. Raises TinyGPTError for a prompt with nothing to
+        answer, for more candidates than the batch holds, and where the line is full.
+        """
+        ticket = Ticket(self, fit_prompt(self.model, self.tokenizer, prompt, sampling), sampling)
+        if len(ticket.replies) > self.decoder.capacity:
+            raise TinyGPTError(f"num_candidates is {len(ticket.replies)}; give at most {self.decoder.capacity}.")
+        with self.changed:
+            if len(self.waiting) >= self.line:
+                raise TinyGPTError(f"TinyGPT is busy: {len(self.waiting)} are waiting already. Try again in a minute.")
+            self.waiting.append(ticket)
+            self.changed.notify()
+        return ticket
+
+    def place(self, ticket: Ticket) -> int:
+        with self.changed:
+            return self.waiting.index(ticket) + 1 if ticket in self.waiting else 0
+
+    def close(self, ticket: Ticket) -> None:
+        with self.changed:
+            ticket.closed = True
+            if ticket in self.waiting:
+                self.waiting.remove(ticket)
+
+    # ------------------------------------------------------------------------------------------------- the thread
+
+    def work(self) -> None:
+        """Admits, draws and tells, for ever."""
+        while True:
+            with self.changed:
+                while not (self.waiting or self.begun):
+                    self.changed.wait()
+            try:
+                self.admit()
+                for reply, step in self.decoder.step() if self.decoder.replies else ():
+                    ticket = self.begun.pop(reply) if step.reason else self.begun[reply]
+                    ticket.take(step)
+            except Exception as error:  # nobody waits for ever, and the next ones are served
+                self.fail(error)
+
+    def admit(self) -> None:
+        """Lets go of closed tickets, and takes in the first of the line if there is room: one a step, so that reading
+        its prompt holds nobody up for long.
+        """
+        with self.changed:
+            for reply in [reply for reply, ticket in self.begun.items() if ticket.closed]:
+                del self.begun[reply]
+                self.decoder.leave(reply)
+            room = self.decoder.capacity - len(self.decoder.replies)
+            if not self.waiting or len(self.waiting[0].replies) > room:
+                return
+            ticket = self.waiting.popleft()
+            self.begun |= dict.fromkeys(ticket.replies, ticket)
+        self.decoder.join(*ticket.replies)
+
+    def fail(self, error: Exception) -> None:
+        with self.changed:
+            for ticket in set(self.begun.values()):
+                ticket.drawn.put(error)
+            self.begun.clear()
+            self.decoder.replies.clear()
