@@ -10,7 +10,7 @@ from tinygpt.checkpoint import load_checkpoint
 from tinygpt.config import run_command
 from tinygpt.engine import Engine
 from tinygpt.quantize import int8
-from tinygpt.ui import chat_tab
+from tinygpt.ui import chat_tab, sampling_tab
 
 THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", radius_size="lg",
                           font=("system-ui", "-apple-system", "Segoe UI", "sans-serif"),
@@ -30,7 +30,12 @@ def build_page(engine: Engine) -> gr.Blocks:
     """The page, ready to be launched."""
     with gr.Blocks(title="TinyGPT", analytics_enabled=False) as page:
         gr.HTML("<h1>TinyGPT</h1>", elem_id="title")
-        chat_tab.ChatTab(engine)
+        with gr.Tab("Chat"):
+            chat = chat_tab.ChatTab(engine)
+        with gr.Tab("Sampling") as tab:
+            sampling = sampling_tab.SamplingTab(engine)
+        chat.wire(sampling.settings, sampling.last)
+        tab.select(*sampling.on_show, show_progress="hidden", api_visibility="private")
     return page.queue(max_size=64)
 
 
@@ -44,8 +49,9 @@ def open_page(checkpoint: Path = Path("checkpoints/tinygpt-chat")) -> None:
     model, tokenizer = load_checkpoint(checkpoint)
     engine = Engine(int8(model), tokenizer)
     next(iter(engine.ask(["Hello!"])))  # the first token is slow: better now than for the first visitor
-    build_page(engine).launch(theme=THEME, css=CSS + chat_tab.CSS, show_error=True, run_history=False,
-                                        footer_links=["api"], ssr_mode=False)
+    css = CSS + chat_tab.CSS + sampling_tab.CSS
+    build_page(engine).launch(theme=THEME, css=css, show_error=True, run_history=False, footer_links=["api"],
+                              ssr_mode=False)
 
 
 def main() -> None:

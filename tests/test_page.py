@@ -15,8 +15,9 @@ import time, torch, app
 from tinygpt.ui.chat_tab import ChatTab
 ask = ChatTab.ask
 class Paced:
-    def __init__(self, tab, turns):
-        self.tab, self.turns, self.ticket = tab, turns, ask(tab, turns)
+    def __init__(self, tab, turns, settings=()):
+        self.tab, self.turns, self.settings = tab, turns, settings
+        self.ticket = ask(tab, turns, settings)
         self.prompt, self.place, self.close = self.ticket.prompt, 0, self.ticket.close
     def __iter__(self):
         slowly = True
@@ -26,8 +27,8 @@ class Paced:
                 time.sleep(0.2 if slowly else 0.01)
                 yield step
             if slowly:
-                self.ticket = ask(self.tab, self.turns)
-ChatTab.ask = lambda tab, turns: Paced(tab, turns)
+                self.ticket = ask(self.tab, self.turns, self.settings)
+ChatTab.ask = lambda *asked: Paced(*asked)
 torch.set_num_threads(1)  # leaves a core to the browser
 app.main()
 """

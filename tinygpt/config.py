@@ -151,8 +151,8 @@ def is_like(value: object, default: object) -> bool:
 
 PRESETS: dict[str, Config] = {
     "reference": Config(),
-    "chat": Config(role_shift=True, optimizer="muon", lr=3e-3, dropout=0.1, weight_decay=0.1, schedule="linear",
-                   eval_interval=200, eval_rows=512),
+    "chat": Config(role_shift=True, optimizer="muon", lr=6e-3, dropout=0.1, weight_decay=0.1, schedule="linear",
+                   batch_size=16, eval_interval=400, eval_rows=512),
     "nano": Config(vocab_size=1024, embed_dim=96, num_heads=3, num_layers=2, ff_hidden=384, dropout=0.0,
                    role_shift=True, lr=3e-3, batch_size=16, epochs=40, eval_interval=50),
 }

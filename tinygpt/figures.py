@@ -45,3 +45,32 @@ td {{ vertical-align: top; padding: 0.2rem 1rem 0.2rem 0 }} h1, h2 {{ font-weigh
 {training_curves(lines).to_html(full_html=False, include_plotlyjs=True)}
 <h2>What it says now</h2><table>{rows}</table></body></html>
 """
+
+
+def stage_bars(tokens: Sequence[str], stages: Mapping[str, Sequence[float]], notes: Sequence[str],
+               drawn: int | None = None) -> go.Figure:
+    """The probability of each of `tokens` after each stage, a column of bars a stage with its note above. A token that
+    a stage cut shows in grey what it had before; the `drawn` one (its position) is orange.
+    """
+    places = list(range(len(tokens)))  # not the texts, which may be alike
+    figure = make_subplots(rows=1, cols=len(stages), shared_yaxes=True, horizontal_spacing=0.012,
+                           subplot_titles=[f"{name}<br><sub>{note}</sub>" for name, note
+                                           in zip(stages, notes, strict=True)])
+    before, most = [0.0] * len(tokens), max((max(column) for column in stages.values()), default=1.0)
+    for number, (name, odds) in enumerate(stages.items(), 1):
+        shown = [now if now > 0 else was for now, was in zip(odds, before, strict=True)]
+        colours = ["#c8ccd2" if now == 0 else ORANGE if place == drawn else BLUE
+                   for place, now in enumerate(odds)]
+        hover = [f"{token}<br>{name}: {now:.2%}" if now else f"{token}<br>cut ({was:.2%} before)"
+                 for token, now, was in zip(tokens, odds, before, strict=True)]
+        figure.add_bar(x=shown, y=places, orientation="h", marker_color=colours, hovertext=hover, hoverinfo="text",
+                       showlegend=False, row=1, col=number)
+        before = [now if now > 0 else 0.0 for now in odds]
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_yaxes(tickvals=places, ticktext=[f"<b>{token}</b>" if place == drawn else token
+                                                   for place, token in enumerate(tokens)], row=1, col=1)
+    figure.update_xaxes(range=[0, most * 1.05], tickvals=[0, most / 2], tickformat=".0%", zeroline=False,
+                        gridcolor="rgba(128,128,128,0.25)")
+    figure.update_layout(height=90 + 24 * len(tokens), margin={"t": 60, "l": 10, "r": 10, "b": 20}, bargap=0.25,
+                         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font_color="#7a828e")
+    return figure

@@ -119,10 +119,7 @@ class Decoder:
         """A token (B,) for each reply and what it was drawn with (B,); rows with the same settings are drawn
         together.
         """
-        allowed = logits.index_fill(-1, torch.tensor(NEVER_SAID, device=self.device), -torch.inf)  # (B, V)
-        for row, reply in enumerate(replies):
-            if not reply.steps:  # a reply says something before it ends
-                allowed[row, [SEP, EOS]] = -torch.inf
+        allowed = torch.cat([sayable(logits[row:row + 1], not reply.steps) for row, reply in enumerate(replies)])
         tokens = torch.empty(len(replies), dtype=torch.int64, device=self.device)
         drawn_with = torch.empty(len(replies), device=self.device)
         alike = defaultdict(list)
@@ -175,6 +172,12 @@ def _steps(decoder: Decoder, replies: list[Reply]) -> Iterator[Step]:
             yield steps[0][1]
     if len(replies) > 1:
         yield from max(replies, key=lambda reply: reply.likelihood).steps
+
+
+def sayable(logits: torch.Tensor, first: bool) -> torch.Tensor:
+    """logits (B, V) without what the Bot never says; the `first` token of a reply is always text."""
+    never = [*NEVER_SAID, SEP, EOS] if first else NEVER_SAID
+    return logits.index_fill(-1, torch.tensor(never, device=logits.device), -torch.inf)
 
 
 def candidates(prompt: Prompt, sampling: Sampling) -> list[Reply]:

@@ -152,3 +152,17 @@ def draw(probabilities: Tensor, dice: list[torch.Generator]) -> Tensor:
     reached = probabilities.cpu().double().cumsum(dim=-1)  # (B, K)
     column = torch.searchsorted(reached, chance[:, None] * reached[:, -1:], right=True)  # (B, 1), as chance < 1
     return column[:, 0].to(probabilities.device)
+
+
+def idle(sampling: Sampling) -> list[str]:
+    """A sentence for each setting that has no effect because of another one."""
+    notes = []
+    if sampling.temperature < 1e-5:
+        notes.append("Temperature 0 always takes the likeliest token: top-k, top-p, min-p and the seed change nothing.")
+    elif sampling.top_k == 1:
+        notes.append("Top-k 1 always takes the likeliest token: temperature, top-p, min-p and the seed change nothing.")
+    elif sampling.min_p == 1:
+        notes.append("Min-p 1 keeps only the likeliest token: temperature, top-k, top-p and the seed change nothing.")
+    if notes and sampling.num_candidates > 1:
+        notes.append("All candidates are alike then: one would do.")
+    return notes

@@ -14,6 +14,7 @@ from tinygpt.engine import Engine, Ticket
 from tinygpt.model import TinyGPT
 from tinygpt.sampling import Sampling
 from tinygpt.tokenizer import Prompt, normalize
+from tinygpt.ui.sampling_tab import Drawn, read_settings
 
 LONGEST_MESSAGE = 2_000  # characters; several times what the model can read
 EXAMPLES = (
@@ -27,7 +28,7 @@ EXAMPLES = (
 NOTICE = "TinyGPT makes things up and is not an assistant. Nothing you write is stored."
 RUNS_THE_MODEL = {"concurrency_id": "model", "concurrency_limit": 32}  # half of them wait in the engine's line
 CSS = """
-#chat { height: calc(100dvh - 114px); min-height: 400px; max-width: 820px; margin: 0 auto; gap: 10px;
+#chat { height: calc(100dvh - 172px); min-height: 400px; max-width: 820px; margin: 0 auto; gap: 10px;
         flex-wrap: nowrap; }
 #conversation { flex: 1 1 0; min-height: 0; }
 #conversation .placeholder { max-width: 34em; margin: auto; padding: 0 16px; text-align: center; }
@@ -50,10 +51,10 @@ CSS = """
 
 
 class ChatTab:
-    """Draws the chat into the Blocks around it and answers its events."""
+    """Draws the chat into the Blocks around it; `wire` makes it answer, with the settings of the sampling tab."""
 
     def __init__(self, engine: Engine):
-        self.engine, self.sampling = engine, Sampling()
+        self.engine = engine
         with gr.Column(elem_id="chat"):
             self.conversation = gr.Chatbot(
                 elem_id="conversation", label="Conversation", show_label=False, height="100%", layout="bubble",
@@ -64,19 +65,20 @@ class ChatTab:
                 elem_id="message", label="Your message", show_label=False, container=False, autofocus=True, max_lines=4,
                 placeholder="Say something", submit_btn=True)
             self.note = gr.HTML(NOTICE, elem_id="note")
-        self.wire()
 
-    def wire(self) -> None:
+    def wire(self, settings: list[gr.components.Component], last: gr.State) -> None:
         """Every event to its handler. Only one reply streams at a time: meanwhile the Chatbot locks its retry, undo and
         edit buttons, the style sheet hides clear (words on their way would refill the chat), and Enter does nothing.
+        `settings` are read at each reply; `last` is told how the reply was drawn.
         """
         drawn = {"outputs": [self.message, self.conversation, self.note], "show_progress": "hidden",
                  "api_visibility": "private"}
+        replying = {**drawn, "outputs": [*drawn["outputs"], last], **RUNS_THE_MODEL}
         replies = [
-            self.message.submit(self.send, [self.message, self.conversation], **drawn, **RUNS_THE_MODEL),
-            self.conversation.retry(self.retry, self.conversation, **drawn, **RUNS_THE_MODEL),
-            self.conversation.edit(self.edit, self.conversation, **drawn, **RUNS_THE_MODEL),
-            self.conversation.example_select(self.begin, None, **drawn, **RUNS_THE_MODEL)]
+            self.message.submit(self.send, [self.message, self.conversation, *settings], **replying),
+            self.conversation.retry(self.retry, [self.conversation, *settings], **replying),
+            self.conversation.edit(self.edit, [self.conversation, *settings], **replying),
+            self.conversation.example_select(self.begin, settings, **replying)]
         for reply in replies:  # an event of its own: a message sent in the last moment of a reply would be ignored
             reply.success(ready, None, self.message, queue=False, show_progress="hidden", api_visibility="private")
         self.message.stop(lambda: (ready(), gr.skip(), gr.skip()), None, cancels=replies, queue=False, **drawn)
@@ -84,59 +86,62 @@ class ChatTab:
         self.conversation.clear(lambda: (ready(), [], NOTICE), None, queue=False, **drawn)
         gr.api(self.chat, api_name="chat", **RUNS_THE_MODEL)
 
-    def send(self, message: str, history: list[dict]) -> Iterator[tuple]:
+    def send(self, message: str, history: list[dict], *settings: float) -> Iterator[tuple]:
         """A new message from the text box, which keeps one that cannot be answered."""
         if acceptable(message):
-            yield gr.Textbox(value=""), gr.skip(), gr.skip()
-            yield from self.reply([*history, said("user", message.strip())], typing=True)
+            yield shown(message=gr.Textbox(value=""))
+            yield from self.reply([*history, said("user", message.strip())], settings, typing=True)
         else:
-            yield gr.skip(), gr.skip(), gr.skip()
+            yield shown()
 
-    def retry(self, history: list[dict], clicked: gr.RetryData) -> Iterator[tuple]:
+    def retry(self, history: list[dict], clicked: gr.RetryData, *settings: float) -> Iterator[tuple]:
         """Another reply to the same message."""
-        yield from self.reply(history[:clicked.index + 1])
+        yield from self.reply(history[:clicked.index + 1], settings)
 
-    def edit(self, history: list[dict], edited: gr.EditData) -> Iterator[tuple]:
+    def edit(self, history: list[dict], edited: gr.EditData, *settings: float) -> Iterator[tuple]:
         """An earlier message reworded: the conversation goes on from there."""
         if acceptable(plain(edited.value)):
-            yield from self.reply([*history[:edited.index], said("user", edited.value.strip())])
+            yield from self.reply([*history[:edited.index], said("user", edited.value.strip())], settings)
         else:
             before = said("user", edited.previous_value)
-            yield gr.skip(), [*history[:edited.index], before, *history[edited.index + 1:]], gr.skip()
+            yield shown(history=[*history[:edited.index], before, *history[edited.index + 1:]])
 
-    def begin(self, clicked: gr.SelectData) -> Iterator[tuple]:
+    def begin(self, clicked: gr.SelectData, *settings: float) -> Iterator[tuple]:
         """An example as the first message."""
         if acceptable(clicked.value["text"]):
-            yield from self.reply([said("user", clicked.value["text"])])
+            yield from self.reply([said("user", clicked.value["text"])], settings)
         else:
-            yield gr.skip(), gr.skip(), gr.skip()
+            yield shown()
 
     def undo(self, history: list[dict], clicked: gr.UndoData) -> tuple:
         """Takes back the last message and its reply; the message returns to the text box."""
         return ready(value=plain(text_of(history[clicked.index]))), history[:clicked.index], NOTICE
 
-    def reply(self, history: list[dict], typing: bool = False) -> Iterator[tuple]:
+    def reply(self, history: list[dict], settings: Sequence[float], typing: bool = False) -> Iterator[tuple]:
         """The Bot's answer to `history`, growing token by token. Who is `typing` may go on doing so: Gradio ignores
         Enter while the event it began is under way, but not while another is.
         """
-        ticket = self.ask(turns_of(history))
+        ticket = self.ask(turns_of(history), settings)
         note = note_on(ticket.prompt, self.engine.model.config.seq_len)
-        yield gr.Textbox(submit_btn=False, stop_btn=True, interactive=typing), history, note
+        yield shown(gr.Textbox(submit_btn=False, stop_btn=True, interactive=typing), history, note)
+        text, ids = "", []
         try:
             while (place := ticket.place) > 0:
-                yield gr.skip(), gr.skip(), f"TinyGPT is busy: you are number {place} in line."
+                yield shown(note=f"TinyGPT is busy: you are number {place} in line.")
                 time.sleep(0.2)
-            text = ""
+            yield shown(note=note)
             for step in ticket:
                 text += step.text
-                yield gr.skip(), [*history, said("assistant", text)], note if step.reason else gr.skip()
+                ids.append(step.id)
+                yield shown(history=[*history, said("assistant", text)],
+                            last=Drawn(ticket.prompt.ids, ids) if step.reason else None)
         finally:
             ticket.close()
 
-    def ask(self, turns: list[str]) -> Ticket:
-        """The engine's ticket for a reply; what it refuses is shown to the visitor as it is."""
+    def ask(self, turns: list[str], settings: Sequence[float] = ()) -> Ticket:
+        """The engine's ticket for a reply; what cannot be done is told to the visitor in so many words."""
         try:
-            return self.engine.ask(turns, self.sampling)
+            return self.engine.ask(turns, read_settings(settings) if settings else Sampling())
         except TinyGPTError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
@@ -158,6 +163,11 @@ class ChatTab:
         for step in self.ask(turns):
             text += step.text
             yield text
+
+
+def shown(message=None, history=None, note=None, last=None) -> tuple:
+    """What an event changes on the page; the rest stays as it is."""
+    return tuple(gr.skip() if value is None else value for value in (message, history, note, last))
 
 
 def ready(**changes) -> gr.Textbox:

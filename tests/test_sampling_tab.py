@@ -1,0 +1,143 @@
+"""The sampling tab: its settings are the chat's, and its picture is what the stages really do."""
+
+import csv
+import io
+import re
+from dataclasses import astuple, fields
+from urllib.parse import unquote
+
+import pytest
+import torch
+from conftest import open_browser, served
+
+from tinygpt import Sampling, load_checkpoint
+from tinygpt.engine import Engine
+from tinygpt.figures import stage_bars
+from tinygpt.sampling import idle, stages
+from tinygpt.tokenizer import BOS, BOT, SEP, USER
+from tinygpt.ui.sampling_tab import PRESETS, SLIDERS, Drawn, SamplingTab, read_settings
+
+
+@pytest.fixture(scope="module")
+def tab(tiny_checkpoint):
+    import gradio as gr
+
+    with gr.Blocks():
+        return SamplingTab(Engine(*load_checkpoint(tiny_checkpoint, "cpu")))
+
+
+def look(tab, source="message", message="Hello!", position=1, last=None, **settings):
+    return tab.look(source, message, position, last, *astuple(Sampling(**settings)))
+
+
+def table(shown):
+    return {row[0]: [float(x) for x in row[1:]] for row in list(csv.reader(io.StringIO(unquote(
+        re.search(r'href="data:text/csv;charset=utf-8,([^"]+)"', shown[3])[1]))))[1:]}
+
+
+def test_every_setting_has_a_control_that_starts_at_its_default(tab):
+    assert [component.value for component in tab.settings] == list(astuple(Sampling()))
+    assert {field.name for field in fields(Sampling)} == {*SLIDERS, "seed"}
+    for name, (low, high, _, info) in SLIDERS.items():
+        assert read_settings(astuple(Sampling(**{name: low}))) and read_settings(astuple(Sampling(**{name: high})))
+        assert info.endswith(".")
+
+
+def test_settings_from_the_page_are_the_chats():
+    assert read_settings((0.5, 20.0, 0.8, 0.1, 1.0, 3.0, 40.0, -1.0, 2.0)) == Sampling(
+        0.5, 20, 0.8, 0.1, 1.0, 3, 40, -1, 2)
+    assert all(read_settings(astuple(preset)) == preset for preset in PRESETS.values())
+
+
+def test_the_picture_shows_the_probabilities_after_each_stage(tab):
+    model, tokenizer = tab.engine.model, tab.engine.tokenizer
+    shown = look(tab, temperature=1.5, top_k=6, top_p=0.9, min_p=0.1)
+    ids = [BOS, USER, *tokenizer.encode("Hello!"), SEP, BOT]
+    logits = model(torch.tensor([ids]))[:, -1]
+    sampling = Sampling(temperature=1.5, top_k=6, top_p=0.9, min_p=0.1)
+    logits_said = logits.clone()
+    logits_said[:, :7] = -torch.inf  # a reply begins with text
+    expected = stages(logits_said, torch.tensor([ids]), sampling)
+    expected = [logits.softmax(-1), *(stage.softmax(-1) for name, stage in expected.items() if name != "model")]
+    rows = table(shown)
+    assert len(rows) >= 6
+    for id in range(tokenizer.vocab_size):
+        name = tokenizer.piece(id).replace("▁", "␣")
+        if name in rows:
+            assert rows[name] == pytest.approx([float(stage[0, id]) for stage in expected], abs=2e-6)
+    bars = shown[0].data
+    assert [round(x, 6) for x in bars[0].x] == [row[0] for row in rows.values()]
+    assert f"{int((expected[-1] > 0).sum())} of {tokenizer.vocab_size} tokens may be drawn" in shown[1]
+
+
+def test_a_token_that_is_cut_is_grey_and_keeps_the_length_it_had():
+    figure = stage_bars(["a", "b"], {"one": [0.7, 0.3], "two": [1.0, 0.0]}, ["", ""], drawn=0)
+    assert list(figure.data[1].x) == [1.0, 0.3]
+    assert figure.data[1].marker.color[1] == "#c8ccd2" != figure.data[0].marker.color[1]
+
+
+def test_a_token_of_the_last_reply_is_looked_at_where_it_was_drawn(tab):
+    tokenizer = tab.engine.tokenizer
+    ids = [BOS, USER, *tokenizer.encode("Hello!"), SEP, BOT]
+    reply = [*tokenizer.encode("I like it."), SEP]
+    shown = look(tab, "reply", position=3, last=Drawn(ids, reply))
+    odds = tab.engine.model(torch.tensor([ids + reply[:2]]))[0, -1].softmax(-1)
+    name = tokenizer.piece(reply[2]).replace("▁", "␣")
+    assert f"Drawn was `{name}`" in shown[1]
+    assert table(shown)[name][0] == pytest.approx(float(odds[reply[2]]), abs=2e-6)
+
+
+@pytest.mark.parametrize("given, says", [
+    ({"message": " "}, "no message to answer"), ({"source": "reply"}, "There is no reply yet")])
+def test_nothing_to_look_at_is_said(tab, given, says):
+    shown = look(tab, **given)
+    assert says in shown[1] and shown[2] is None
+
+
+@pytest.mark.parametrize("values", [(None,) * 9, (0.7, 40, 0.9, 0, 1.15, 0, 0, -1, 1), ("x", 1, 1, 1, 1, 1, 1, 1, 1)])
+def test_values_that_cannot_be_are_told(tab, values):
+    assert re.search(r"is .*; give", tab.look("message", "Hello!", 1, None, *values)[1])
+
+
+def test_settings_without_effect_are_named():
+    assert idle(Sampling()) == []
+    assert "Temperature 0" in idle(Sampling(temperature=0))[0]
+    assert len(idle(Sampling(temperature=0, num_candidates=3))) == 2
+    assert "Top-k 1" in idle(Sampling(top_k=1))[0] and "Min-p 1" in idle(Sampling(min_p=1))[0]
+
+
+def test_in_the_browser_a_setting_reaches_the_chat_and_its_reply_the_picture(tiny_checkpoint):
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    expect = playwright.expect
+    with playwright.sync_playwright() as driver:
+        try:
+            browser = open_browser(driver)
+        except playwright.Error:
+            pytest.skip("no Chromium is installed")
+        with served(tiny_checkpoint) as url:
+            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            foreign, errors = [], []
+            page.on("request", lambda r: r.url.startswith((url, "data:", "blob:")) or foreign.append(r.url))
+            page.on("console", lambda m: m.type == "error" and errors.append(m.text))
+            page.goto(url)
+            page.get_by_role("tab", name="Sampling").click()
+            expect(page.locator("#stages .js-plotly-plot")).to_be_visible(timeout=20_000)
+            page.get_by_label("greedy").click()
+            expect(page.locator("#idle")).to_contain_text("Temperature 0 always takes the likeliest")
+            expect(page.locator("#summary")).to_contain_text("1 of ")
+            replies = []
+            for _ in range(2):
+                page.get_by_role("tab", name="Chat").click()
+                page.locator("#message textarea").fill("Hello!")
+                page.locator("#message textarea").press("Enter")
+                expect(page.locator("#message [data-testid=submit-button]")).to_be_visible(timeout=20_000)
+                expect(page.locator("#conversation [data-testid=bot]")).to_have_count(1)
+                page.wait_for_timeout(300)
+                replies.append(page.locator("#conversation [data-testid=bot]").inner_text())
+                page.get_by_label("Clear").click()
+            assert replies[0] == replies[1]  # greedy, from the other tab
+            page.get_by_role("tab", name="Sampling").click()
+            page.get_by_label("the chat's last reply").click()
+            expect(page.locator("#summary")).to_contain_text("Drawn was")
+            assert not foreign and not errors
+        browser.close()
