@@ -12,6 +12,7 @@ from tinygpt.engine import Engine
 from tinygpt.quantize import int8
 from tinygpt.ui import chat_tab, sampling_tab
 
+CHATS = 16  # replies that grow side by side; more visitors wait in line
 THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", radius_size="lg",
                           font=("system-ui", "-apple-system", "Segoe UI", "sans-serif"),
                           font_mono=("ui-monospace", "Consolas", "monospace")).set(
@@ -35,7 +36,7 @@ def build_page(engine: Engine) -> gr.Blocks:
         with gr.Tab("Sampling") as tab:
             sampling = sampling_tab.SamplingTab(engine)
         chat.wire(sampling.settings, sampling.last)
-        tab.select(*sampling.on_show, show_progress="hidden", api_visibility="private")
+        sampling.show(tab)
     return page.queue(max_size=64)
 
 
@@ -47,11 +48,11 @@ def open_page(checkpoint: Path = Path("checkpoints/tinygpt-chat")) -> None:
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     model, tokenizer = load_checkpoint(checkpoint)
-    engine = Engine(int8(model), tokenizer)
+    engine = Engine(int8(model, most_rows=CHATS), tokenizer, capacity=CHATS)
     next(iter(engine.ask(["Hello!"])))  # the first token is slow: better now than for the first visitor
     css = CSS + chat_tab.CSS + sampling_tab.CSS
     build_page(engine).launch(theme=THEME, css=css, show_error=True, run_history=False, footer_links=["api"],
-                              ssr_mode=False)
+                              ssr_mode=False, max_threads=80)
 
 
 def main() -> None:

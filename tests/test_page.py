@@ -19,7 +19,7 @@ class Paced:
         self.tab, self.turns, self.settings = tab, turns, settings
         self.ticket = ask(tab, turns, settings)
         self.prompt, self.place, self.close = self.ticket.prompt, 0, self.ticket.close
-    def __iter__(self):
+    def steps(self, patience):
         slowly = True
         while slowly:
             slowly = "slowly" in self.turns[-1]

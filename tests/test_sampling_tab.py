@@ -15,7 +15,8 @@ from tinygpt.engine import Engine
 from tinygpt.figures import stage_bars
 from tinygpt.sampling import idle, stages
 from tinygpt.tokenizer import BOS, BOT, SEP, USER
-from tinygpt.ui.sampling_tab import PRESETS, SLIDERS, Drawn, SamplingTab, read_settings
+from tinygpt.ui.sampling_tab import PRESETS, SLIDERS, SamplingTab
+from tinygpt.ui.visitor import Drawn, read_settings
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,7 @@ def test_a_token_that_is_cut_is_grey_and_keeps_the_length_it_had():
     figure = stage_bars(["a", "b"], {"one": [0.7, 0.3], "two": [1.0, 0.0]}, ["", ""], drawn=0)
     assert list(figure.data[1].x) == [1.0, 0.3]
     assert figure.data[1].marker.color[1] == "#c8ccd2" != figure.data[0].marker.color[1]
+    assert "&lt;/s&gt;" in str(stage_bars(["</s>"], {"one": [1.0]}, [""]).layout.yaxis.ticktext)
 
 
 def test_a_token_of_the_last_reply_is_looked_at_where_it_was_drawn(tab):
@@ -88,7 +90,8 @@ def test_a_token_of_the_last_reply_is_looked_at_where_it_was_drawn(tab):
 
 
 @pytest.mark.parametrize("given, says", [
-    ({"message": " "}, "no message to answer"), ({"source": "reply"}, "There is no reply yet")])
+    ({"message": " "}, "no message to answer"), ({"message": "x" * 10_000}, "10,000 characters"),
+    ({"source": "reply"}, "There is no reply yet")])
 def test_nothing_to_look_at_is_said(tab, given, says):
     shown = look(tab, **given)
     assert says in shown[1] and shown[2] is None

@@ -4,16 +4,19 @@
 batch is full waits in line and can see the place; whoever closes a ticket frees its place within one step.
 """
 
+import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from tinygpt.config import TinyGPTError
 from tinygpt.generate import Decoder, Reply, Step, candidates, fit_prompt
 from tinygpt.model import TinyGPT
 from tinygpt.sampling import Sampling
 from tinygpt.tokenizer import Prompt, Tokenizer
+
+log = logging.getLogger(__name__)
 
 
 class Ticket:
@@ -22,7 +25,7 @@ class Ticket:
     def __init__(self, engine: "Engine", prompt: Prompt, sampling: Sampling):
         self.engine, self.prompt = engine, prompt
         self.replies = candidates(prompt, sampling)
-        self.drawn: queue.SimpleQueue[Step | Exception] = queue.SimpleQueue()
+        self.drawn: queue.SimpleQueue[Step | TinyGPTError | None] = queue.SimpleQueue()
         self.closed = False
 
     @property
@@ -30,20 +33,25 @@ class Ticket:
         """How many are served before this one can begin, itself included; 0 once it has begun."""
         return self.engine.place(self)
 
-    def next(self, patience: float | None = None) -> Step | None:
-        """The next step, or None if none was drawn within `patience` seconds."""
-        try:
-            step = self.drawn.get(timeout=patience)
-        except queue.Empty:
-            return None
-        if isinstance(step, Exception):
-            raise step
-        return step
-
     def __iter__(self) -> Iterator[Step]:
+        return self.steps()
+
+    def steps(self, patience: float | None = None) -> Iterator[Step | None]:
+        """The steps as they are drawn, and None whenever none came within `patience` seconds. Raises TinyGPTError if
+        the reply cannot be finished.
+        """
         try:
-            while True:
-                yield (step := self.next())
+            while not self.closed:
+                try:
+                    step = self.drawn.get(timeout=patience)
+                except queue.Empty:
+                    yield None
+                    continue
+                if isinstance(step, Exception):
+                    raise step
+                if step is None:  # closed elsewhere
+                    return
+                yield step
                 if step.reason:
                     return
         finally:
@@ -67,7 +75,7 @@ class Ticket:
 class Engine:
     """Decodes for all tickets at once, at most `capacity` replies side by side; `line` more tickets may wait."""
 
-    def __init__(self, model: TinyGPT, tokenizer: Tokenizer, capacity: int = 16, line: int = 48):
+    def __init__(self, model: TinyGPT, tokenizer: Tokenizer, capacity: int = 16, line: int = 20):
         self.model, self.tokenizer, self.line = model, tokenizer, line
         self.decoder = Decoder(model, tokenizer, capacity)
         self.waiting: deque[Ticket] = deque()
@@ -97,6 +105,7 @@ class Engine:
     def close(self, ticket: Ticket) -> None:
         with self.changed:
             ticket.closed = True
+            ticket.drawn.put(None)
             if ticket in self.waiting:
                 self.waiting.remove(ticket)
 
@@ -108,13 +117,18 @@ class Engine:
             with self.changed:
                 while not (self.waiting or self.begun):
                     self.changed.wait()
-            try:
-                self.admit()
-                for reply, step in self.decoder.step() if self.decoder.replies else ():
-                    ticket = self.begun.pop(reply) if step.reason else self.begun[reply]
-                    ticket.take(step)
-            except Exception as error:  # nobody waits for ever, and the next ones are served
-                self.fail(error)
+            self.take_turn()  # a function of its own, so that this thread holds on to no reply while it waits
+
+    def take_turn(self) -> None:
+        """One step for all."""
+        try:
+            self.admit()
+            for reply, step in self.decoder.step() if self.decoder.replies else ():
+                ticket = self.begun.pop(reply) if step.reason else self.begun[reply]
+                ticket.take(step)
+        except Exception:  # nobody waits for ever, and the next ones are served
+            self.fail(set(self.begun.values()))
+            self.decoder.replies.clear()
 
     def admit(self) -> None:
         """Lets go of closed tickets, and takes in the first of the line if there is room: one a step, so that reading
@@ -129,11 +143,16 @@ class Engine:
                 return
             ticket = self.waiting.popleft()
             self.begun |= dict.fromkeys(ticket.replies, ticket)
-        self.decoder.join(*ticket.replies)
+        try:
+            self.decoder.join(*ticket.replies)
+        except Exception:
+            self.fail([ticket])
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, tickets: Iterable[Ticket]) -> None:
+        """Says in the server's log what went wrong, and to those concerned that it did."""
+        log.exception("A reply failed.")
         with self.changed:
-            for ticket in set(self.begun.values()):
-                ticket.drawn.put(error)
-            self.begun.clear()
-            self.decoder.replies.clear()
+            for ticket in tickets:
+                ticket.drawn.put(TinyGPTError("Something went wrong with this reply. Please try again."))
+                for reply in ticket.replies:
+                    self.begun.pop(reply, None)

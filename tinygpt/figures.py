@@ -52,6 +52,7 @@ def stage_bars(tokens: Sequence[str], stages: Mapping[str, Sequence[float]], not
     """The probability of each of `tokens` after each stage, a column of bars a stage with its note above. A token that
     a stage cut shows in grey what it had before; the `drawn` one (its position) is orange.
     """
+    tokens = [html.escape(token) for token in tokens]  # plotly takes "</s>" for a tag
     places = list(range(len(tokens)))  # not the texts, which may be alike
     figure = make_subplots(rows=1, cols=len(stages), shared_yaxes=True, horizontal_spacing=0.012,
                            subplot_titles=[f"{name}<br><sub>{note}</sub>" for name, note
@@ -61,7 +62,8 @@ def stage_bars(tokens: Sequence[str], stages: Mapping[str, Sequence[float]], not
         shown = [now if now > 0 else was for now, was in zip(odds, before, strict=True)]
         colours = ["#c8ccd2" if now == 0 else ORANGE if place == drawn else BLUE
                    for place, now in enumerate(odds)]
-        hover = [f"{token}<br>{name}: {now:.2%}" if now else f"{token}<br>cut ({was:.2%} before)"
+        hover = [f"{token}<br>{name}: {now:.2%}" if now else
+                 f"{token}<br>cut here, {was:.2%} before" if was else f"{token}<br>cut earlier"
                  for token, now, was in zip(tokens, odds, before, strict=True)]
         figure.add_bar(x=shown, y=places, orientation="h", marker_color=colours, hovertext=hover, hoverinfo="text",
                        showlegend=False, row=1, col=number)

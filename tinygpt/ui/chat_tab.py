@@ -4,7 +4,6 @@ The conversation lives in the page alone: each event brings it along and nothing
 """
 
 import re
-import time
 from collections.abc import Iterator, Sequence
 
 import gradio as gr
@@ -14,9 +13,8 @@ from tinygpt.engine import Engine, Ticket
 from tinygpt.model import TinyGPT
 from tinygpt.sampling import Sampling
 from tinygpt.tokenizer import Prompt, normalize
-from tinygpt.ui.sampling_tab import Drawn, read_settings
+from tinygpt.ui.visitor import Drawn, read_settings, too_long
 
-LONGEST_MESSAGE = 2_000  # characters; several times what the model can read
 EXAMPLES = (
     "Hi! How are you today?",
     "I can't find my keys anywhere.",
@@ -25,8 +23,8 @@ EXAMPLES = (
     "My boss gave me too much work again.",
     "I want to read my sister's diary.",
 )
-NOTICE = "TinyGPT makes things up and is not an assistant. Nothing you write is stored."
-RUNS_THE_MODEL = {"concurrency_id": "model", "concurrency_limit": 32}  # half of them wait in the engine's line
+NOTICE = "TinyGPT makes things up and is not an assistant. Nothing you write is saved."
+RUNS_THE_MODEL = {"concurrency_id": "model", "concurrency_limit": 40}  # more than the engine takes, which says so
 CSS = """
 #chat { height: calc(100dvh - 172px); min-height: 400px; max-width: 820px; margin: 0 auto; gap: 10px;
         flex-wrap: nowrap; }
@@ -80,16 +78,16 @@ class ChatTab:
             self.conversation.edit(self.edit, [self.conversation, *settings], **replying),
             self.conversation.example_select(self.begin, settings, **replying)]
         for reply in replies:  # an event of its own: a message sent in the last moment of a reply would be ignored
-            reply.success(ready, None, self.message, queue=False, show_progress="hidden", api_visibility="private")
+            reply.then(ready, None, self.message, queue=False, show_progress="hidden", api_visibility="private")
         self.message.stop(lambda: (ready(), gr.skip(), gr.skip()), None, cancels=replies, queue=False, **drawn)
+        drawn["outputs"] = [*drawn["outputs"], last]
         self.conversation.undo(self.undo, self.conversation, queue=False, **drawn)
-        self.conversation.clear(lambda: (ready(), [], NOTICE), None, queue=False, **drawn)
+        self.conversation.clear(lambda: (ready(), [], NOTICE, None), None, queue=False, **drawn)
         gr.api(self.chat, api_name="chat", **RUNS_THE_MODEL)
 
     def send(self, message: str, history: list[dict], *settings: float) -> Iterator[tuple]:
         """A new message from the text box, which keeps one that cannot be answered."""
         if acceptable(message):
-            yield shown(message=gr.Textbox(value=""))
             yield from self.reply([*history, said("user", message.strip())], settings, typing=True)
         else:
             yield shown()
@@ -115,26 +113,29 @@ class ChatTab:
 
     def undo(self, history: list[dict], clicked: gr.UndoData) -> tuple:
         """Takes back the last message and its reply; the message returns to the text box."""
-        return ready(value=plain(text_of(history[clicked.index]))), history[:clicked.index], NOTICE
+        return ready(value=plain(text_of(history[clicked.index]))), history[:clicked.index], NOTICE, None
 
     def reply(self, history: list[dict], settings: Sequence[float], typing: bool = False) -> Iterator[tuple]:
         """The Bot's answer to `history`, growing token by token. Who is `typing` may go on doing so: Gradio ignores
         Enter while the event it began is under way, but not while another is.
         """
         ticket = self.ask(turns_of(history), settings)
-        note = note_on(ticket.prompt, self.engine.model.config.seq_len)
-        yield shown(gr.Textbox(submit_btn=False, stop_btn=True, interactive=typing), history, note)
-        text, ids = "", []
         try:
-            while (place := ticket.place) > 0:
-                yield shown(note=f"TinyGPT is busy: you are number {place} in line.")
-                time.sleep(0.2)
-            yield shown(note=note)
-            for step in ticket:
+            note = note_on(ticket.prompt, self.engine.model.config.seq_len)
+            emptied = {"value": ""} if typing else {}
+            yield shown(gr.Textbox(submit_btn=False, stop_btn=True, interactive=typing, **emptied), history, note)
+            text, ids = "", []
+            for step in ticket.steps(patience=0.2):  # Gradio can stop this only where it yields
+                if step is None:
+                    place = ticket.place
+                    yield shown(note=f"TinyGPT is busy: you are number {place} in line." if place else note)
+                    continue
                 text += step.text
                 ids.append(step.id)
-                yield shown(history=[*history, said("assistant", text)],
-                            last=Drawn(ticket.prompt.ids, ids) if step.reason else None)
+                yield shown(history=[*history, said("assistant", text)], note=note if len(ids) == 1 else None,
+                            last=Drawn(ticket.prompt.ids, list(ids)))
+        except TinyGPTError as error:
+            raise gr.Error(str(error), print_exception=False) from None
         finally:
             ticket.close()
 
@@ -160,9 +161,12 @@ class ChatTab:
         if problem:
             raise gr.Error(problem, print_exception=False)
         text = ""
-        for step in self.ask(turns):
-            text += step.text
-            yield text
+        try:
+            for step in self.ask(turns).steps(patience=0.2):
+                text += step.text if step else ""
+                yield text
+        except TinyGPTError as error:
+            raise gr.Error(str(error), print_exception=False) from None
 
 
 def shown(message=None, history=None, note=None, last=None) -> tuple:
@@ -210,13 +214,6 @@ def acceptable(message: str) -> bool:
     if problem := too_long(message):
         gr.Warning(problem)
     return not problem and bool(normalize(message))
-
-
-def too_long(message: str) -> str | None:
-    """The kind sentence for a message beyond the bound."""
-    if len(message) > LONGEST_MESSAGE:
-        return (f"That is {len(message):,} characters, more than TinyGPT can follow. Please keep it to "
-                f"{LONGEST_MESSAGE:,}.")
 
 
 def note_on(read: Prompt, seq_len: int) -> str:

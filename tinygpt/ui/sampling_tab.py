@@ -2,7 +2,7 @@
 
 import csv
 import io
-from dataclasses import astuple, dataclass, fields
+from dataclasses import fields
 from urllib.parse import quote
 
 import gradio as gr
@@ -12,7 +12,9 @@ from tinygpt.config import TinyGPTError
 from tinygpt.engine import Engine
 from tinygpt.figures import stage_bars
 from tinygpt.generate import fit_prompt, sayable
+from tinygpt.model import Cache
 from tinygpt.sampling import Sampling, idle, stages
+from tinygpt.ui.visitor import Drawn, read_settings, too_long
 
 PRESETS = {
     "balanced": Sampling(),
@@ -35,7 +37,8 @@ ROWS = 14  # tokens in the picture
 ABOUT = """The model gives each of its {vocabulary:,} tokens a probability. Each stage, from left to right, changes
 them, and the next token is drawn from the last one. **Grey** was cut at that stage; **orange** is the token that was
 really drawn. Above each stage: how many tokens are left, how much of the probability before it they had, and the
-entropy (bits: how many yes-or-no questions the choice is worth)."""
+entropy (bits: how many yes-or-no questions the choice is worth). With the repetitions go the markers that the Bot never
+says, and the end of a reply that has not begun."""
 CSS = """
 #sampling { max-width: 1240px; margin: 0 auto; }
 #sampling .block { padding: 8px 12px; }
@@ -45,14 +48,6 @@ CSS = """
 """
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """The last reply of the chat, as it was really drawn: plain data that a page can keep."""
-
-    prompt: list[int]
-    reply: list[int]
-
-
 class SamplingTab:
     """Draws the settings and the picture into the Blocks around it. `settings` are the components whose values, in the
     order of `Sampling`'s fields, the chat reads; `last` holds the chat's last reply, a `Drawn`.
@@ -60,7 +55,7 @@ class SamplingTab:
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        self.last = gr.State(None)
+        self.last = gr.State(None, time_to_live=3600)
         with gr.Row(elem_id="sampling"):
             with gr.Column(scale=1, min_width=300):
                 self.preset = gr.Radio(list(PRESETS), value="balanced", label="Preset", elem_id="preset")
@@ -86,25 +81,33 @@ class SamplingTab:
         self.wire()
 
     def wire(self) -> None:
-        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        quiet = {"show_progress": "hidden", "api_visibility": "private", "concurrency_id": "look",
+                 "concurrency_limit": 2}
+        chosen = [name for name in SLIDERS if name not in ("max_new_tokens", "num_candidates")]
+        stage_settings = [setting for field, setting in zip(fields(Sampling), self.settings, strict=True)
+                          if field.name in chosen]
         looked_at = [self.source, self.message, self.position, self.last, *self.settings]
         shown = [self.picture, self.summary, self.table, self.saving, self.idle]
-        self.preset.input(lambda name: astuple(PRESETS[name]), self.preset, self.settings, **quiet).then(
+        self.preset.input(lambda name: [getattr(PRESETS[name], field.name) for field in fields(Sampling)
+                                        if field.name in chosen], self.preset, stage_settings, **quiet).then(
             self.look, looked_at, shown, **quiet)
+        for setting in stage_settings:  # moved by hand, the settings are no preset any more
+            setting.release(lambda: None, None, self.preset, queue=False, show_progress="hidden",
+                            api_visibility="private")
         for setting in self.settings:  # a slider's change would fire many times on its way
             event = setting.release if isinstance(setting, gr.Slider) else setting.submit
             event(self.look, looked_at, shown, trigger_mode="always_last", **quiet)
-        self.source.input(self.choose_source, [self.source, self.last], [self.message, self.position], **quiet).then(
-            self.look, looked_at, shown, **quiet)
+        choosing = self.choose_source, [self.source, self.last, self.position], [self.message, self.position]
+        self.source.input(*choosing, **quiet).then(self.look, looked_at, shown, **quiet)
         self.message.submit(self.look, looked_at, shown, **quiet)
         self.position.release(self.look, looked_at, shown, trigger_mode="always_last", **quiet)
-        self.on_show = (self.look, looked_at, shown)
+        self.show = lambda tab: tab.select(*choosing, **quiet).then(self.look, looked_at, shown, **quiet)
 
-    def choose_source(self, source: str, last: Drawn | None) -> tuple:
+    def choose_source(self, source: str, last: Drawn | None, position: int) -> tuple:
         """Shows the message box, or the slider over the tokens of the last reply."""
-        tokens = len(last.reply) if last else 1
-        return gr.Textbox(visible=source == "message"), gr.Slider(visible=source == "reply", maximum=max(2, tokens),
-                                                                  value=1)
+        tokens = max(2, len(last.reply) if last else 1)
+        return gr.Textbox(visible=source == "message"), gr.Slider(visible=source == "reply", maximum=tokens,
+                                                                  value=position if position <= tokens else 1)
 
     def look(self, source: str, message: str, position: int, last: Drawn | None, *settings: float) -> tuple:
         """The picture, its words, the table, the CSV and the notes, for one choice of the model."""
@@ -116,6 +119,8 @@ class SamplingTab:
                 place = min(max(1, int(position)), len(last.reply)) - 1
                 ids, drawn = last.prompt + last.reply[:place], last.reply[place]
             else:
+                if problem := too_long(message):
+                    raise TinyGPTError(problem)
                 place, drawn = 0, None
                 ids = fit_prompt(self.engine.model, self.engine.tokenizer, [message], sampling).ids
         except TinyGPTError as error:
@@ -127,9 +132,14 @@ class SamplingTab:
     def choice(self, ids: list[int], first: bool, sampling: Sampling, drawn: int | None) -> tuple:
         """The figure, its summary, the table and the link to a CSV for the token after `ids`."""
         model, piece = self.engine.model, self.engine.tokenizer.piece
-        logits = model.logits(model.hidden(torch.tensor([ids], device=self.engine.decoder.device))[:, -1])  # (1, V)
-        after = stages(sayable(logits, first), torch.tensor([ids], device=logits.device), sampling)
-        odds = {name: stage[0].softmax(-1).cpu() for name, stage in {**after, "model": logits}.items()}
+        read = torch.tensor([ids], device=self.engine.decoder.device)  # (1, T)
+        cache = Cache(model.config, 1, read.device)  # the last token alone, as when a reply is drawn
+        model.hidden(read[:, :-1], cache)
+        logits = model.logits(model.hidden(read[:, -1:], cache)[:, -1])  # (1, V)
+        after = stages(sayable(logits, first), read, sampling)
+        odds = {}
+        for name, stage in {**after, "model": logits}.items():  # what is cut, and nothing else, has none at all
+            odds[name] = stage[0].softmax(-1).clamp_min(1e-30).where(stage[0] > -torch.inf, 0.0).cpu()  # (V,)
         strongest = (odds["model"] + odds["min-p"]).topk(min(ROWS, logits.size(-1))).indices.tolist()
         if drawn is not None and drawn not in strongest:
             strongest[-1] = drawn
@@ -143,17 +153,9 @@ class SamplingTab:
         summary = (f"{int((left > 0).sum()):,} of {len(left):,} tokens may be drawn; the likeliest is "
                    f"`{piece(int(left.argmax())).replace('▁', '␣')}` with {float(left.max()):.1%}.")
         if drawn is not None:
-            summary += f" Drawn was `{piece(drawn).replace('▁', '␣')}`, which has {float(left[drawn]):.1%} here."
+            summary += (f" Drawn was `{piece(drawn).replace('▁', '␣')}`, which has {float(left[drawn]):.1%} with the "
+                        "settings as they are now.")
         return figure, summary, gr.Dataframe(rows, headers=header), link_to_csv(header, rows)
-
-
-def read_settings(values: tuple) -> Sampling:
-    """The components' values as a `Sampling`. Raises TinyGPTError for one out of range, or missing."""
-    given = {}
-    for field, value in zip(fields(Sampling), values, strict=True):
-        whole = isinstance(field.default, int)
-        given[field.name] = int(value) if whole and isinstance(value, float) and value.is_integer() else value
-    return Sampling(**given)
 
 
 def told(odds: dict[str, torch.Tensor]) -> list[str]:
