@@ -243,6 +243,7 @@ def test_nothing_can_be_sent_during_a_retry(chat):
     expect(chat.stop).to_be_visible()
     expect(chat.box).not_to_be_editable()
     assert chat.box.bounding_box() == place
+    chat.reply_begins()  # sooner, Gradio's own cancel may not know yet what to cancel
     chat.stop.click()
     expect(chat.ready).to_be_visible()
     expect(chat.box).to_be_editable()

@@ -129,15 +129,15 @@ def test_in_the_browser_a_setting_reaches_the_chat_and_its_reply_the_picture(tin
             expect(page.locator("#idle")).to_contain_text("Temperature 0 always takes the likeliest")
             expect(page.locator("#summary")).to_contain_text("1 of ")
             replies = []
-            for _ in range(2):
-                page.get_by_role("tab", name="Chat").click()
+            page.get_by_role("tab", name="Chat").click()
+            for again in (True, False):
                 page.locator("#message textarea").fill("Hello!")
                 page.locator("#message textarea").press("Enter")
-                expect(page.locator("#message [data-testid=submit-button]")).to_be_visible(timeout=20_000)
                 expect(page.locator("#conversation [data-testid=bot]")).to_have_count(1)
-                page.wait_for_timeout(300)
+                expect(page.locator("#message [data-testid=submit-button]")).to_be_visible(timeout=20_000)
                 replies.append(page.locator("#conversation [data-testid=bot]").inner_text())
-                page.get_by_label("Clear").click()
+                if again:
+                    page.get_by_label("Clear").click()
             assert replies[0] == replies[1]  # greedy, from the other tab
             page.get_by_role("tab", name="Sampling").click()
             page.get_by_label("the chat's last reply").click()

@@ -78,7 +78,7 @@ class ChatTab:
             self.conversation.edit(self.edit, [self.conversation, *settings], **replying),
             self.conversation.example_select(self.begin, settings, **replying)]
         for reply in replies:  # an event of its own: a message sent in the last moment of a reply would be ignored
-            reply.then(ready, None, self.message, queue=False, show_progress="hidden", api_visibility="private")
+            reply.success(ready, None, self.message, queue=False, show_progress="hidden", api_visibility="private")
         self.message.stop(lambda: (ready(), gr.skip(), gr.skip()), None, cancels=replies, queue=False, **drawn)
         drawn["outputs"] = [*drawn["outputs"], last]
         self.conversation.undo(self.undo, self.conversation, queue=False, **drawn)
@@ -135,7 +135,7 @@ class ChatTab:
                 yield shown(history=[*history, said("assistant", text)], note=note if len(ids) == 1 else None,
                             last=Drawn(ticket.prompt.ids, list(ids)))
         except TinyGPTError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            gr.Warning(str(error))  # no gr.Error: the box would keep its stop button
         finally:
             ticket.close()
 
