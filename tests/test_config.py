@@ -18,7 +18,7 @@ WRONG = [  # setting, value, what the sentence must also say
     ("dropout", -0.1, "from 0"), ("warmup_ratio", 1.5, "from 0 to 1"), ("weight_decay", -0.01, "0 or more"),
     ("patience", -1, "0 or more"), ("eval_rows", -1, "0 or more"), ("seed", -1, "0 "), ("seed", 2**64, "0 "),
     ("num_heads", 5, "380 or 385"), ("head", "softmax", "adaptive, tied"), ("optimizer", "sgd", "adamw, muon"),
-    ("schedule", "step", "cosine, linear"), ("precision", "int8", "auto, fp32, bf16, fp16"),
+    ("schedule", "step", "cosine, linear, constant"), ("precision", "int8", "auto, fp32, bf16, fp16"),
     ("embed_dim", "384", "whole number"), ("num_layers", 2.5, "whole number"), ("num_layers", True, "whole number"),
     ("lr", "fast", "a number"), ("role_shift", 1, "true or false"), ("head", None, "text"),
     ("replies_only", "prosocial", "list of texts"), ("replies_only", (1,), "list of texts"), ("device", 0, "text"),

@@ -6,11 +6,12 @@ import re
 from dataclasses import astuple, fields
 from urllib.parse import unquote
 
+import gradio
 import pytest
 import torch
 from conftest import open_browser, served
 
-from tinygpt import Sampling, load_checkpoint
+from tinygpt import Sampling, generate, load_checkpoint, stream
 from tinygpt.engine import Engine
 from tinygpt.figures import stage_bars
 from tinygpt.sampling import idle, stages
@@ -27,13 +28,21 @@ def tab(tiny_checkpoint):
         return SamplingTab(Engine(*load_checkpoint(tiny_checkpoint, "cpu")))
 
 
-def look(tab, source="message", message="Hello!", position=1, last=None, **settings):
-    return tab.look(source, message, position, last, *astuple(Sampling(**settings)))
+def place(source="message", message="Hello!", position=1, last=None, said=(), **settings):
+    return source, message, position, last, list(said), *astuple(Sampling(**settings))
+
+
+def look(tab, *args, **given):
+    return tab.look(*place(*args, **given))
+
+
+def csv_of(shown):
+    link = re.search(r'href="data:text/csv;charset=utf-8,([^"]+)"', shown)
+    return list(csv.reader(io.StringIO(unquote(link[1]))))
 
 
 def table(shown):
-    return {row[0]: [float(x) for x in row[1:]] for row in list(csv.reader(io.StringIO(unquote(
-        re.search(r'href="data:text/csv;charset=utf-8,([^"]+)"', shown[3])[1]))))[1:]}
+    return {row[0]: [float(x) for x in row[1:]] for row in csv_of(shown[3])[1:]}
 
 
 def test_every_setting_has_a_control_that_starts_at_its_default(tab):
@@ -99,7 +108,62 @@ def test_nothing_to_look_at_is_said(tab, given, says):
 
 @pytest.mark.parametrize("values", [(None,) * 9, (0.7, 40, 0.9, 0, 1.15, 0, 0, -1, 1), ("x", 1, 1, 1, 1, 1, 1, 1, 1)])
 def test_values_that_cannot_be_are_told(tab, values):
-    assert re.search(r"is .*; give", tab.look("message", "Hello!", 1, None, *values)[1])
+    assert re.search(r"is .*; give", tab.look("message", "Hello!", 1, None, [], *values)[1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_drawn_token_by_token_a_reply_is_the_chats(tab, seed):
+    model, tokenizer = tab.engine.model, tab.engine.tokenizer
+    settings = {"temperature": 1.3, "seed": seed, "max_new_tokens": 30}
+    expected = [step.id for step in stream(model, tokenizer, ["Hello!"], Sampling(**settings))]
+    said = []
+    for _ in expected:
+        assert look(tab, said=said, **settings)[4] == tokenizer.decode(said)
+        said = tab.draw_tokens(*place(said=said, **settings), most=1)
+    assert said == expected
+    half = len(expected) // 2
+    assert tab.draw_tokens(*place(said=expected[:half], **settings), most=128) == expected
+    given = Drawn(tokenizer.encode_prompt(["Hello!"], 100).ids, expected)
+    rest = tab.draw_tokens(*place("reply", position=half + 1, last=given, **settings), most=128)
+    assert expected[:half] + rest == expected  # also from within the chat's reply
+
+
+def test_a_rival_may_be_chosen_and_the_reply_goes_on_from_it(tab):
+    tokenizer = tab.engine.tokenizer
+    rivals = look(tab)[5].choices
+    assert len(rivals) >= 6 and all(id >= 7 for _, id in rivals)  # no reply begins with its end
+    said = tab.choose(rivals[3][1], *place())
+    assert said == [rivals[3][1]]
+    said = tab.draw_tokens(*place(said=said, seed=1), most=1)
+    assert len(said) == 2 and look(tab, said=said)[4] == tokenizer.decode(said)
+    ended = tab.choose(SEP, *place(said=said))
+    assert ended == [*said, SEP] and "ended the reply" in look(tab, said=ended)[1]
+    assert tab.draw_tokens(*place(said=ended), most=5) == tab.choose(rivals[0][1], *place(said=ended)) == ended
+    for never in (None, -1, 10**6, 0, BOT, "x"):
+        assert tab.choose(never, *place()) == []
+    assert tab.choose(SEP, *place()) == []
+
+
+def test_a_full_window_ends_the_reply(tab):
+    read = len(tab.engine.tokenizer.encode_prompt(["Hello!"], 100).ids)
+    said = [tab.engine.tokenizer.encode("a")[0]] * (tab.engine.model.config.seq_len - read)
+    assert "window is full" in look(tab, said=said)[1]
+    assert tab.draw_tokens(*place(said=said), most=1) == tab.choose(9, *place(said=said)) == said
+    assert len(tab.draw_tokens(*place(said=said[1:], seed=0), most=9)) <= len(said)
+
+
+def test_many_replies_are_those_that_sample_and_rank_chooses_from(tab):
+    model, tokenizer = tab.engine.model, tab.engine.tokenizer
+    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 5}
+    header, *rows = csv_of(tab.draw_replies(4, "greedy", *place(**settings)))
+    assert header == ["with these settings", "per token", "greedy", "per token"]
+    assert len({row[0] for row in rows}) > 1 and len({row[2] for row in rows}) == 1
+    best = generate(model, tokenizer, ["Hello!"], Sampling(**settings, num_candidates=4))
+    assert [row[0] for row in rows if "★" in row[1]] == [best]
+    alone = csv_of(tab.draw_replies(1, "none", *place(**settings)))
+    assert alone[1][0] == generate(model, tokenizer, ["Hello!"], Sampling(**settings))
+    with pytest.raises(gradio.Error, match="no message"):
+        tab.draw_replies(4, "none", *place(message=" "))
 
 
 def test_settings_without_effect_are_named():
@@ -142,5 +206,22 @@ def test_in_the_browser_a_setting_reaches_the_chat_and_its_reply_the_picture(tin
             page.get_by_role("tab", name="Sampling").click()
             page.get_by_label("the chat's last reply").click()
             expect(page.locator("#summary")).to_contain_text("Drawn was")
+            page.get_by_label("this message").click()
+            written = page.locator("#written textarea")
+            expect(written).to_have_value("")
+            page.get_by_role("button", name="Draw a token").focus()
+            page.keyboard.press("Enter")
+            expect(written).not_to_have_value("")
+            page.get_by_role("button", name="Draw the rest").click()
+            expect(page.locator("#summary")).to_contain_text("end", timeout=20_000)  # "ended", or "would end here"
+            page.get_by_role("button", name="Take one back").click()
+            page.get_by_label("Or choose the token yourself").focus()
+            page.keyboard.press("ArrowDown")
+            page.keyboard.press("Enter")
+            page.get_by_label("Beside them, the preset").click()
+            page.get_by_role("option", name="creative").click()
+            page.get_by_role("button", name="Draw replies").click()
+            expect(page.locator("#many tbody tr")).to_have_count(4, timeout=20_000)
+            expect(page.locator("#many")).to_contain_text("★")
             assert not foreign and not errors
         browser.close()

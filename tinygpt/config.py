@@ -49,8 +49,8 @@ class Config:
     """Peak learning rate; Muon's updates are scaled to the size of AdamW's, so one serves both."""
     weight_decay: float = 0.01
     """Decoupled weight decay of the matrices and embeddings, times the learning rate a step."""
-    schedule: Literal["cosine", "linear"] = "cosine"
-    """How the learning rate falls to zero after the warm-up."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls to zero after the warm-up; constant: not at all, to go on from later."""
     warmup_ratio: float = 0.05
     """Share of all steps during which the learning rate rises, 0 to 1."""
     batch_size: int = 32

@@ -38,16 +38,20 @@ class Step:
 
 
 class Reply:
-    """A reply as it grows: what was read and said so far."""
+    """A reply as it grows: what was read and said so far. One that has `begun` with some tokens goes on as if it had
+    drawn them.
+    """
 
-    def __init__(self, prompt: Prompt, sampling: Sampling, candidate: int = 0):
-        self.ids = list(prompt.ids)
+    def __init__(self, prompt: Prompt, sampling: Sampling, candidate: int = 0, begun: Sequence[int] = ()):
+        self.ids = [*prompt.ids, *begun]
         self.prompt_length = len(prompt.ids)
         self.sampling = sampling
         self.text = ""
         self.steps: list[Step] = []
         seed = sampling.seed if sampling.seed >= 0 else random.getrandbits(63)
         self.dice = torch.Generator().manual_seed((seed + candidate * 1_000_003) % 2**63)
+        for _ in begun:
+            torch.rand(1, dtype=torch.float64, generator=self.dice)
 
     @property
     def said(self) -> list[int]:
@@ -119,7 +123,7 @@ class Decoder:
         """A token (B,) for each reply and what it was drawn with (B,); rows with the same settings are drawn
         together.
         """
-        allowed = torch.cat([sayable(logits[row:row + 1], not reply.steps) for row, reply in enumerate(replies)])
+        allowed = torch.cat([sayable(logits[row:row + 1], not reply.said) for row, reply in enumerate(replies)])
         tokens = torch.empty(len(replies), dtype=torch.int64, device=self.device)
         drawn_with = torch.empty(len(replies), device=self.device)
         alike = defaultdict(list)
@@ -180,13 +184,13 @@ def sayable(logits: torch.Tensor, first: bool) -> torch.Tensor:
     return logits.index_fill(-1, torch.tensor(never, device=logits.device), -torch.inf)
 
 
-def candidates(prompt: Prompt, sampling: Sampling) -> list[Reply]:
-    """The replies to be drawn for one prompt; the likeliest is given (Adiwardana et al. 2020, section 2.4;
-    https://arxiv.org/abs/2001.09977).
+def candidates(prompt: Prompt, sampling: Sampling, begun: Sequence[int] = ()) -> list[Reply]:
+    """The replies to be drawn for one prompt, all of them begun alike; the likeliest is given (Adiwardana et al. 2020,
+    section 2.4; https://arxiv.org/abs/2001.09977).
     """
     if sampling.seed < 0:
         sampling = replace(sampling, seed=random.getrandbits(62))
-    return [Reply(prompt, sampling, number) for number in range(sampling.num_candidates)]
+    return [Reply(prompt, sampling, number, begun) for number in range(sampling.num_candidates)]
 
 
 def fit_prompt(model: TinyGPT, tokenizer: Tokenizer, prompt: str | Sequence[str], sampling: Sampling) -> Prompt:

@@ -27,10 +27,12 @@ def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimi
 
 
 def learning_rate(step: int, total_steps: int, config: Config) -> float:
-    """The rate of `step` (0 is the first): up in a line during the warm-up, then down to 0 along `config.schedule`."""
+    """The rate of `step` (0 is the first): up in a line during the warm-up, then as `config.schedule` says."""
     warmup = max(1, round(config.warmup_ratio * total_steps))
     if step < warmup:
         return config.lr * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.lr
     progress = (step - warmup) / max(1, total_steps - warmup)  # 0 to 1
     if config.schedule == "linear":
         return config.lr * (1 - progress)

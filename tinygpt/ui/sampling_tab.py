@@ -1,8 +1,15 @@
-"""The sampling settings of the chat, and what each does to the model's next choice, stage by stage."""
+"""The sampling settings of the chat, and what they do: to the model's next choice, stage by stage; to a reply drawn
+token by token; to many replies drawn at once.
+"""
 
 import csv
+import html
 import io
-from dataclasses import fields
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from urllib.parse import quote
 
 import gradio as gr
@@ -11,9 +18,10 @@ import torch
 from tinygpt.config import TinyGPTError
 from tinygpt.engine import Engine
 from tinygpt.figures import stage_bars
-from tinygpt.generate import fit_prompt, sayable
+from tinygpt.generate import Decoder, Reply, candidates, fit_prompt, sayable
 from tinygpt.model import Cache
 from tinygpt.sampling import Sampling, idle, stages
+from tinygpt.tokenizer import EOS, MARKERS, SEP, Prompt
 from tinygpt.ui.visitor import Drawn, read_settings, too_long
 
 PRESETS = {
@@ -39,13 +47,34 @@ them, and the next token is drawn from the last one. **Grey** was cut at that st
 really drawn. Above each stage: how many tokens are left, how much of the probability before it they had, and the
 entropy (bits: how many yes-or-no questions the choice is worth). With the repetitions go the markers that the Bot never
 says, and the end of a reply that has not begun."""
+VARIETY = """### Many replies
+The same dice for both columns; ★ is the reply that sample-and-rank would give: the one whose tokens the model itself
+finds likeliest, of those that came to an end."""
 CSS = """
 #sampling { max-width: 1240px; margin: 0 auto; }
 #sampling .block { padding: 8px 12px; }
 #stages { overflow-x: auto; }
 #stages .js-plotly-plot { min-width: 720px; }
 #idle { min-height: 22px; }
+#steps, #variety { align-items: end; }
+#many table { width: 100%; border-collapse: collapse; margin-bottom: 10px; }
+#many th, #many td { text-align: left; vertical-align: top; padding: 6px 10px 6px 0;
+                     border: 0 solid var(--border-color-primary); border-bottom-width: 1px; }
+#many :is(th, td):nth-child(even) { width: 6em; }
 """
+
+
+ENDS = (SEP, EOS)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A choice of the model: what it had read, what it had said, what was drawn if that is known, and the settings."""
+
+    prompt: list[int]
+    said: list[int]
+    drawn: int | None
+    sampling: Sampling
 
 
 class SamplingTab:
@@ -56,6 +85,7 @@ class SamplingTab:
     def __init__(self, engine: Engine):
         self.engine = engine
         self.last = gr.State(None, time_to_live=3600)
+        self.said = gr.State([], time_to_live=3600)  # the tokens drawn step by step
         with gr.Row(elem_id="sampling"):
             with gr.Column(scale=1, min_width=300):
                 self.preset = gr.Radio(list(PRESETS), value="balanced", label="Preset", elem_id="preset")
@@ -66,19 +96,38 @@ class SamplingTab:
                 self.settings = [made[field.name] for field in fields(Sampling)]
                 self.idle = gr.Markdown(elem_id="idle")
             with gr.Column(scale=3, min_width=320):
-                gr.Markdown(ABOUT.format(vocabulary=engine.model.config.vocab_size))
-                self.source = gr.Radio([("this message", "message"), ("the chat's last reply", "reply")],
-                                       value="message", label="The next token after", elem_id="source")
-                self.message = gr.Textbox("Where should we eat tonight?", label="Message", max_lines=3,
-                                          elem_id="looked-at")
-                self.position = gr.Slider(1, 40, 1, step=1, label="Token of the reply", visible=False,
-                                          elem_id="position")
-                self.picture = gr.Plot(show_label=False, elem_id="stages")
-                self.summary = gr.Markdown(elem_id="summary")
-                with gr.Accordion("The same as a table", open=False):
-                    self.table = gr.Dataframe(interactive=False, label="Probability after each stage")
-                    self.saving = gr.HTML(elem_id="saving")
+                self.draw_choice()
+                self.draw_variety()
         self.wire()
+
+    def draw_choice(self) -> None:
+        """One choice of the model, and the reply drawn step by step."""
+        gr.Markdown(ABOUT.format(vocabulary=self.engine.model.config.vocab_size))
+        self.source = gr.Radio([("this message", "message"), ("the chat's last reply", "reply")], value="message",
+                               label="The next token after", elem_id="source")
+        self.message = gr.Textbox("Where should we eat tonight?", label="Message", max_lines=3, elem_id="looked-at")
+        self.position = gr.Slider(1, 40, 1, step=1, label="Token of the reply", visible=False, elem_id="position")
+        self.picture = gr.Plot(show_label=False, elem_id="stages")
+        self.summary = gr.Markdown(elem_id="summary")
+        with gr.Accordion("The same as a table", open=False):
+            self.table = gr.Dataframe(interactive=False, label="Probability after each stage")
+            self.saving = gr.HTML(elem_id="saving")
+        self.written = gr.Textbox(label="The reply so far", interactive=False, max_lines=4, elem_id="written")
+        with gr.Row(elem_id="steps"):
+            self.draw_one = gr.Button("Draw a token", variant="primary", size="sm")
+            self.draw_rest = gr.Button("Draw the rest", size="sm")
+            self.take_back = gr.Button("Take one back", size="sm")
+            self.rival = gr.Dropdown([], value=None, label="Or choose the token yourself", elem_id="rival", scale=2)
+
+    def draw_variety(self) -> None:
+        """Many replies to the same, with the settings as they are and with a preset."""
+        gr.Markdown(VARIETY)
+        with gr.Row(elem_id="variety"):
+            self.count = gr.Slider(1, 8, 4, step=1, label="Replies", elem_id="count")
+            self.beside = gr.Dropdown(["none", *PRESETS], value="none", label="Beside them, the preset",
+                                      elem_id="beside")
+            self.draw_many = gr.Button("Draw replies", elem_id="draw-many")
+        self.many = gr.HTML(elem_id="many")
 
     def wire(self) -> None:
         quiet = {"show_progress": "hidden", "api_visibility": "private", "concurrency_id": "look",
@@ -86,8 +135,9 @@ class SamplingTab:
         chosen = [name for name in SLIDERS if name not in ("max_new_tokens", "num_candidates")]
         stage_settings = [setting for field, setting in zip(fields(Sampling), self.settings, strict=True)
                           if field.name in chosen]
-        looked_at = [self.source, self.message, self.position, self.last, *self.settings]
-        shown = [self.picture, self.summary, self.table, self.saving, self.idle]
+        place = [self.source, self.message, self.position, self.last, self.said]
+        looked_at = [*place, *self.settings]
+        shown = [self.picture, self.summary, self.table, self.saving, self.written, self.rival, self.idle]
         self.preset.input(lambda name: [getattr(PRESETS[name], field.name) for field in fields(Sampling)
                                         if field.name in chosen], self.preset, stage_settings, **quiet).then(
             self.look, looked_at, shown, **quiet)
@@ -97,65 +147,162 @@ class SamplingTab:
         for setting in self.settings:  # a slider's change would fire many times on its way
             event = setting.release if isinstance(setting, gr.Slider) else setting.submit
             event(self.look, looked_at, shown, trigger_mode="always_last", **quiet)
-        choosing = self.choose_source, [self.source, self.last, self.position], [self.message, self.position]
+        choosing = (self.choose_source, [self.source, self.last, self.position],
+                    [self.message, self.position, self.said])
         self.source.input(*choosing, **quiet).then(self.look, looked_at, shown, **quiet)
-        self.message.submit(self.look, looked_at, shown, **quiet)
-        self.position.release(self.look, looked_at, shown, trigger_mode="always_last", **quiet)
+        for moved in (self.message.submit, self.position.release):  # elsewhere, nothing is drawn yet
+            moved(lambda: [], None, self.said, **quiet).then(self.look, looked_at, shown, **quiet)
+        for event, step, given in (
+                (self.draw_one.click, partial(self.draw_tokens, most=1), looked_at),
+                (self.draw_rest.click, partial(self.draw_tokens, most=self.engine.model.config.seq_len), looked_at),
+                (self.take_back.click, lambda said: said[:-1], self.said),
+                (self.rival.input, self.choose, [self.rival, *looked_at])):
+            event(step, given, self.said, **quiet).then(self.look, looked_at, shown, **quiet)
+        self.draw_many.click(self.draw_replies, [self.count, self.beside, *looked_at], self.many,
+                             **{**quiet, "show_progress": "full"})
         self.show = lambda tab: tab.select(*choosing, **quiet).then(self.look, looked_at, shown, **quiet)
 
     def choose_source(self, source: str, last: Drawn | None, position: int) -> tuple:
         """Shows the message box, or the slider over the tokens of the last reply."""
         tokens = max(2, len(last.reply) if last else 1)
-        return gr.Textbox(visible=source == "message"), gr.Slider(visible=source == "reply", maximum=tokens,
-                                                                  value=position if position <= tokens else 1)
+        return gr.Textbox(visible=source == "message"), gr.Slider(
+            visible=source == "reply", maximum=tokens, value=position if position <= tokens else 1), []
 
-    def look(self, source: str, message: str, position: int, last: Drawn | None, *settings: float) -> tuple:
-        """The picture, its words, the table, the CSV and the notes, for one choice of the model."""
+    # ------------------------------------------------------------------------------------------------- one choice
+
+    def read(self, source: str, message: str, position: int, last: Drawn | None, said: list[int],
+             *settings: float) -> Choice:
+        """What is to be looked at. Raises TinyGPTError for what cannot be."""
+        sampling, drawn = read_settings(settings), None
+        if source == "reply":
+            if not last:
+                raise TinyGPTError("There is no reply yet: say something in the chat first.")
+            place = min(max(1, int(position)), len(last.reply)) - 1
+            prompt, drawn = last.prompt, None if said else last.reply[place]
+            said = [*last.reply[:place], *said]
+        else:
+            if problem := too_long(message):
+                raise TinyGPTError(problem)
+            prompt = fit_prompt(self.engine.model, self.engine.tokenizer, [message], sampling).ids
+        if said and said[-1] in ENDS:  # the choice to look at is the last one
+            said, drawn = said[:-1], said[-1]
+        return Choice(prompt, said, drawn, sampling)
+
+    def look(self, *looked_at: object) -> tuple:
+        """The picture, its words, the table, the CSV, the reply so far, the tokens to choose from, and the notes."""
         try:
-            sampling = read_settings(settings)
-            if source == "reply":
-                if not last:
-                    raise TinyGPTError("There is no reply yet: say something in the chat first.")
-                place = min(max(1, int(position)), len(last.reply)) - 1
-                ids, drawn = last.prompt + last.reply[:place], last.reply[place]
-            else:
-                if problem := too_long(message):
-                    raise TinyGPTError(problem)
-                place, drawn = 0, None
-                ids = fit_prompt(self.engine.model, self.engine.tokenizer, [message], sampling).ids
+            choice = self.read(*looked_at)
         except TinyGPTError as error:
-            return gr.Plot(None), str(error), None, "", ""
-        table = self.choice(ids, place == 0, sampling, drawn)
-        return (*table, "\n\n".join(idle(sampling)))
+            return gr.Plot(None), str(error), None, "", "", gr.Dropdown(choices=[], value=None), ""
+        return (*self.show_choice(choice), "\n\n".join(idle(choice.sampling)))
 
-    @torch.inference_mode()
-    def choice(self, ids: list[int], first: bool, sampling: Sampling, drawn: int | None) -> tuple:
-        """The figure, its summary, the table and the link to a CSV for the token after `ids`."""
-        model, piece = self.engine.model, self.engine.tokenizer.piece
-        read = torch.tensor([ids], device=self.engine.decoder.device)  # (1, T)
-        cache = Cache(model.config, 1, read.device)  # the last token alone, as when a reply is drawn
-        model.hidden(read[:, :-1], cache)
-        logits = model.logits(model.hidden(read[:, -1:], cache)[:, -1])  # (1, V)
-        after = stages(sayable(logits, first), read, sampling)
-        odds = {}
-        for name, stage in {**after, "model": logits}.items():  # what is cut, and nothing else, has none at all
-            odds[name] = stage[0].softmax(-1).clamp_min(1e-30).where(stage[0] > -torch.inf, 0.0).cpu()  # (V,)
-        strongest = (odds["model"] + odds["min-p"]).topk(min(ROWS, logits.size(-1))).indices.tolist()
+    def show_choice(self, choice: Choice) -> tuple:
+        """All that `look` shows, but the notes."""
+        odds = self.odds(choice)
+        model, left, drawn = odds["model"], odds["min-p"], choice.drawn
+        strongest = (model + left).topk(min(ROWS, len(model))).indices.tolist()
         if drawn is not None and drawn not in strongest:
             strongest[-1] = drawn
-        strongest.sort(key=lambda id: -float(odds["model"][id]))
-        names = [piece(id).replace("▁", "␣") for id in strongest]
+        strongest.sort(key=lambda id: -float(model[id]))
+        names = [self.name(id) for id in strongest]
         columns = {name: stage[strongest].tolist() for name, stage in odds.items()}
         figure = stage_bars(names, columns, told(odds), strongest.index(drawn) if drawn is not None else None)
         rows = [[name, *(round(columns[stage][place], 6) for stage in columns)] for place, name in enumerate(names)]
         header = ["token", *columns]
-        left = odds["min-p"]
         summary = (f"{int((left > 0).sum()):,} of {len(left):,} tokens may be drawn; the likeliest is "
-                   f"`{piece(int(left.argmax())).replace('▁', '␣')}` with {float(left.max()):.1%}.")
+                   f"`{self.name(int(left.argmax()))}` with {float(left.max()):.1%}.")
         if drawn is not None:
-            summary += (f" Drawn was `{piece(drawn).replace('▁', '␣')}`, which has {float(left[drawn]):.1%} with the "
-                        "settings as they are now.")
-        return figure, summary, gr.Dataframe(rows, headers=header), link_to_csv(header, rows)
+            summary += (f" Drawn was `{self.name(drawn)}`, which has {float(left[drawn]):.1%} with the settings as "
+                        f"they are now{', and ended the reply' if drawn in ENDS else ''}.")
+        elif self.full(choice):
+            summary += " The model's window is full, so the reply ends here."
+        elif len(choice.said) >= choice.sampling.max_new_tokens:
+            summary += f" In the chat the reply would end here, after {len(choice.said)} tokens."
+        rivals = [(f"{self.name(id)} · {float(model[id]):.1%}", id) for id in strongest if odds["repetition"][id] > 0]
+        return (figure, summary, gr.Dataframe(rows, headers=header), link_to_csv(header, rows, "choice"),
+                self.engine.tokenizer.decode(choice.said), gr.Dropdown(choices=rivals, value=None))
+
+    @torch.inference_mode()
+    def odds(self, choice: Choice) -> dict[str, torch.Tensor]:
+        """The probability of every token after each stage, (V,) a stage: what is cut, and nothing else, has 0."""
+        model, device = self.engine.model, self.engine.decoder.device
+        read = torch.tensor([[*choice.prompt, *choice.said]], device=device)  # (1, T)
+        cache = Cache(model.config, 1, device)  # the last token alone, as when a reply is drawn
+        model.hidden(read[:, :-1], cache)
+        logits = model.logits(model.hidden(read[:, -1:], cache)[:, -1])  # (1, V)
+        after = {**stages(sayable(logits, not choice.said), read, choice.sampling), "model": logits}
+        return {name: stage[0].softmax(-1).clamp_min(1e-30).where(stage[0] > -torch.inf, 0.0).cpu()
+                for name, stage in after.items()}
+
+    def full(self, choice: Choice) -> bool:
+        return len(choice.prompt) + len(choice.said) >= self.engine.model.config.seq_len
+
+    def name(self, id: int) -> str:
+        return self.engine.tokenizer.piece(id).replace("▁", "␣")
+
+    # ------------------------------------------------------------------------------------------------- replies
+
+    def draw_tokens(self, *looked_at: object, most: int) -> list[int]:
+        """The tokens said since the choice looked at and up to `most` more: those that the chat would draw with the
+        same seed.
+        """
+        choice, said = self.next_choice(*looked_at)
+        if choice is None:
+            return said
+        reply = Reply(Prompt(choice.prompt), choice.sampling, begun=choice.said)
+        decoder = Decoder(self.engine.model, self.engine.tokenizer)
+        decoder.join(reply)
+        while decoder.replies and len(reply.steps) < most:
+            decoder.step()
+        return [*said, *(step.id for step in reply.steps)]
+
+    def choose(self, token: int | None, *looked_at: object) -> list[int]:
+        """The tokens said since the choice looked at and this one, if the Bot may say it."""
+        choice, said = self.next_choice(*looked_at)
+        if choice is None or not isinstance(token, int) or not 0 <= token < self.engine.model.config.vocab_size:
+            return said
+        sayable = token >= len(MARKERS) or (token in ENDS and choice.said)
+        return [*said, token] if sayable else said
+
+    def next_choice(self, source: str, message: str, position: int, last: Drawn | None, said: list[int],
+                    *settings: float) -> tuple[Choice | None, list[int]]:
+        """The choice to go on from, None if the reply has ended or `look` says what is wrong; and `said`."""
+        try:
+            choice = self.read(source, message, position, last, said, *settings)
+        except TinyGPTError:
+            return None, said
+        ended = self.full(choice) or (said and said[-1] in ENDS)
+        return None if ended else choice, said
+
+    def draw_replies(self, count: int, beside: str, *looked_at: object) -> str:
+        """Replies that go on from the choice looked at, as an HTML table with a link to its CSV."""
+        try:
+            choice = self.read(*looked_at)
+        except TinyGPTError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        seed = choice.sampling.seed if choice.sampling.seed >= 0 else random.getrandbits(31)
+        settings = {"with these settings": choice.sampling}
+        if beside in PRESETS:
+            settings[beside] = replace(PRESETS[beside], max_new_tokens=choice.sampling.max_new_tokens)
+        header, columns = [], []
+        for name, sampling in settings.items():
+            sampling = replace(sampling, seed=seed, num_candidates=min(max(1, int(count)), 8))
+            replies = candidates(Prompt(choice.prompt), sampling, choice.said)
+            decoder = Decoder(self.engine.model, self.engine.tokenizer, len(replies))
+            decoder.join(*replies)
+            while decoder.replies:
+                decoder.step()
+            header += [name, "per token"]
+            columns += [[reply.text for reply in replies], judged(replies)]
+        rows = [list(row) for row in zip(*columns, strict=True)]
+        return html_table(header, rows) + link_to_csv(header, rows, "replies")
+
+
+def judged(replies: Sequence[Reply]) -> list[str]:
+    """Of each reply, the mean (geometric) probability of a token in the model's own eyes; a star for the likeliest."""
+    best = max(replies, key=lambda reply: reply.likelihood)
+    return [("cut off" if reply.steps[-1].reason not in ("stop", "end") else f"{math.exp(reply.likelihood):.0%}")
+            + (" ★" if reply is best else "") for reply in replies]
 
 
 def told(odds: dict[str, torch.Tensor]) -> list[str]:
@@ -170,11 +317,17 @@ def told(odds: dict[str, torch.Tensor]) -> list[str]:
     return notes
 
 
-def link_to_csv(header: list[str], rows: list[list]) -> str:
+def html_table(header: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def link_to_csv(header: list[str], rows: list[list], name: str) -> str:
     """A link that saves the table, made in the page itself: no file is kept on the server."""
     text = io.StringIO()
     csv.writer(text).writerows([header, *rows])
-    return f'<a download="choice.csv" href="data:text/csv;charset=utf-8,{quote(text.getvalue())}">Save as CSV</a>'
+    return f'<a download="{name}.csv" href="data:text/csv;charset=utf-8,{quote(text.getvalue())}">Save as CSV</a>'
 
 
 def title(name: str) -> str:
