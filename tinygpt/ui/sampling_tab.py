@@ -132,21 +132,14 @@ class SamplingTab:
     def wire(self) -> None:
         quiet = {"show_progress": "hidden", "api_visibility": "private", "concurrency_id": "look",
                  "concurrency_limit": 2}
-        chosen = [name for name in SLIDERS if name not in ("max_new_tokens", "num_candidates")]
-        stage_settings = [setting for field, setting in zip(fields(Sampling), self.settings, strict=True)
-                          if field.name in chosen]
+        sliders = [setting for setting in self.settings if isinstance(setting, gr.Slider)]
         place = [self.source, self.message, self.position, self.last, self.said]
         looked_at = [*place, *self.settings]
-        shown = [self.picture, self.summary, self.table, self.saving, self.written, self.rival, self.idle]
+        shown = [self.picture, self.summary, self.table, self.saving, self.written, self.rival, self.preset, self.idle]
         self.preset.input(lambda name: [getattr(PRESETS[name], field.name) for field in fields(Sampling)
-                                        if field.name in chosen], self.preset, stage_settings, **quiet).then(
-            self.look, looked_at, shown, **quiet)
-        for setting in stage_settings:  # moved by hand, the settings are no preset any more
-            setting.release(lambda: None, None, self.preset, queue=False, show_progress="hidden",
-                            api_visibility="private")
-        for setting in self.settings:  # a slider's change would fire many times on its way
-            event = setting.release if isinstance(setting, gr.Slider) else setting.submit
-            event(self.look, looked_at, shown, trigger_mode="always_last", **quiet)
+                                        if field.name in SLIDERS], self.preset, sliders, **quiet)
+        gr.on([setting.change for setting in self.settings], self.look, looked_at, shown,
+              trigger_mode="always_last", **quiet)  # by mouse or keyboard, and not oftener than it can be shown
         choosing = (self.choose_source, [self.source, self.last, self.position],
                     [self.message, self.position, self.said])
         self.source.input(*choosing, **quiet).then(self.look, looked_at, shown, **quiet)
@@ -189,15 +182,19 @@ class SamplingTab:
         return Choice(prompt, said, drawn, sampling)
 
     def look(self, *looked_at: object) -> tuple:
-        """The picture, its words, the table, the CSV, the reply so far, the tokens to choose from, and the notes."""
+        """The picture, its words, the table, the CSV, the reply so far, the tokens to choose from, the preset that the
+        settings are, and the notes.
+        """
         try:
             choice = self.read(*looked_at)
         except TinyGPTError as error:
-            return gr.Plot(None), str(error), None, "", "", gr.Dropdown(choices=[], value=None), ""
-        return (*self.show_choice(choice), "\n\n".join(idle(choice.sampling)))
+            return gr.Plot(None), str(error), None, "", "", gr.Dropdown(choices=[], value=None), None, ""
+        settings = replace(choice.sampling, seed=-1)
+        preset = next((name for name, each in PRESETS.items() if each == settings), None)
+        return *self.show_choice(choice), preset, "\n\n".join(idle(choice.sampling))
 
     def show_choice(self, choice: Choice) -> tuple:
-        """All that `look` shows, but the notes."""
+        """What `look` shows of the choice itself."""
         odds = self.odds(choice)
         model, left, drawn = odds["model"], odds["min-p"], choice.drawn
         strongest = (model + left).topk(min(ROWS, len(model))).indices.tolist()
