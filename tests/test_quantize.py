@@ -42,12 +42,7 @@ def test_a_model_loses_little_and_the_original_nothing(head):
 def test_widths_that_the_kernel_does_not_know_are_left_alone():
     torch.manual_seed(0)
     model = TinyGPT(Config(vocab_size=300, embed_dim=42, num_heads=7, num_layers=1, ff_hidden=80)).eval()
-    fast = int8(model)
-    quantized = [name for name, module in fast.named_modules() if isinstance(module, Int8Linear)]
-    assert quantized == ["blocks.0.ff_out"]
-    ids = torch.randint(7, 300, (1, 6))
-    with torch.no_grad():
-        torch.testing.assert_close(fast(ids), model(ids), atol=0.01, rtol=0)
+    assert int8(model) is model
 
 
 def test_it_chats(tiny_checkpoint):

@@ -123,7 +123,7 @@ class Decoder:
         """A token (B,) for each reply and what it was drawn with (B,); rows with the same settings are drawn
         together.
         """
-        allowed = torch.cat([sayable(logits[row:row + 1], not reply.said) for row, reply in enumerate(replies)])
+        allowed = sayable(logits, [not reply.said for reply in replies])  # (B, V)
         tokens = torch.empty(len(replies), dtype=torch.int64, device=self.device)
         drawn_with = torch.empty(len(replies), device=self.device)
         alike = defaultdict(list)
@@ -134,7 +134,7 @@ class Decoder:
             longest = max(len(replies[row].ids) for row in rows)
             seen = torch.tensor([[PAD] * (longest - len(replies[row].ids)) + replies[row].ids for row in rows],
                                 device=self.device)  # (b, S); padding is no repetition
-            ids, probabilities = choices(allowed[rows], seen, sampling)  # (b, K)
+            ids, probabilities = choices(allowed if len(alike) == 1 else allowed[rows], seen, sampling)  # (b, K)
             column = draw(probabilities, [replies[row].dice for row in rows])[:, None]  # (b, 1)
             tokens[rows] = ids.gather(-1, column)[:, 0]
             drawn_with[rows] = probabilities.gather(-1, column)[:, 0]
@@ -178,10 +178,12 @@ def _steps(decoder: Decoder, replies: list[Reply]) -> Iterator[Step]:
         yield from max(replies, key=lambda reply: reply.likelihood).steps
 
 
-def sayable(logits: torch.Tensor, first: bool) -> torch.Tensor:
-    """logits (B, V) without what the Bot never says; the `first` token of a reply is always text."""
-    never = [*NEVER_SAID, SEP, EOS] if first else NEVER_SAID
-    return logits.index_fill(-1, torch.tensor(never, device=logits.device), -torch.inf)
+def sayable(logits: torch.Tensor, first: Sequence[bool]) -> torch.Tensor:
+    """logits (B, V) without what the Bot never says; the first token of a reply (B,) is always text."""
+    allowed = logits.index_fill(-1, torch.tensor(NEVER_SAID, device=logits.device), -torch.inf)
+    for row in (row for row, begins in enumerate(first) if begins):
+        allowed[row, [SEP, EOS]] = -torch.inf
+    return allowed
 
 
 def candidates(prompt: Prompt, sampling: Sampling, begun: Sequence[int] = ()) -> list[Reply]:

@@ -80,9 +80,7 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x: Tensor, layer: int, positions: Tensor, cache: Cache | None = None,
                 head_mask: Tensor | None = None, recorder: Recorder | None = None) -> Tensor:
-        query = self.split_heads(self.query(x))  # (B, H, T, D)
-        key = self.split_heads(self.key(x))  # (B, H, T, D)
-        value = self.split_heads(self.value(x))  # (B, H, T, D)
+        query, key, value = map(self.split_heads, self.project(x))  # (B, H, T, D) each
         if cache is not None:
             key, value = cache.extend(layer, key, value, positions)  # (B, H, S, D)
         if recorder is None:
@@ -93,6 +91,9 @@ class MultiHeadAttention(nn.Module):
         if head_mask is not None:
             heads = heads * head_mask.to(heads)[:, None, None]  # (B, H, T, D)
         return self.out(heads.transpose(1, 2).flatten(2))  # (B, T, C)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.query(x), self.key(x), self.value(x)  # (B, T, C) each
 
     def split_heads(self, x: Tensor) -> Tensor:
         return x.view(x.size(0), x.size(1), self.num_heads, -1).transpose(1, 2)  # (B, T, C) -> (B, H, T, D)

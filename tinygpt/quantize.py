@@ -10,7 +10,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from tinygpt.model import TinyGPT
+from tinygpt.model import MultiHeadAttention, TinyGPT
 
 
 class Int8Linear(nn.Module):
@@ -34,16 +34,32 @@ class Int8Linear(nn.Module):
         return (y + self.linear.bias).view(*x.shape[:-1], -1)  # fp32, as the bias is
 
 
+class Int8Attention(MultiHeadAttention):
+    """Attention whose query, key and value are read in one go."""
+
+    def __init__(self, attention: MultiHeadAttention, most_rows: int):
+        nn.Module.__init__(self)
+        self.num_heads = attention.num_heads
+        parts = attention.query, attention.key, attention.value
+        joint = nn.Linear(parts[0].in_features, 3 * parts[0].out_features, device=parts[0].weight.device)
+        joint.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]), requires_grad=False)
+        joint.bias = nn.Parameter(torch.cat([part.bias.detach() for part in parts]), requires_grad=False)
+        self.joint = Int8Linear(joint, most_rows)
+        self.out = Int8Linear(attention.out, most_rows)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.joint(x).chunk(3, dim=-1)  # (B, T, C) each
+
+
 def int8(model: TinyGPT, most_rows: int = 16) -> TinyGPT:
     """`model` with 8-bit weights in its blocks for steps of up to `most_rows` tokens; the rest is shared with `model`.
-    On a GPU, which is fast enough, `model` itself.
+    On a GPU, which is fast enough, and for sizes that the kernel does not know, `model` itself.
     """
-    if next(model.parameters()).device.type != "cpu":
+    config = model.config
+    if next(model.parameters()).device.type != "cpu" or config.embed_dim % 16 or config.ff_hidden % 16:
         return model
     fast = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     for block in fast.blocks:
-        for holder in (block, block.attention):
-            for name, layer in list(holder.named_children()):
-                if isinstance(layer, nn.Linear) and layer.in_features % 16 == 0:  # the kernel knows no others
-                    setattr(holder, name, Int8Linear(layer, most_rows))
+        block.attention = Int8Attention(block.attention, most_rows)
+        block.ff_in, block.ff_out = Int8Linear(block.ff_in, most_rows), Int8Linear(block.ff_out, most_rows)
     return fast

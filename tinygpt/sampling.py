@@ -137,10 +137,10 @@ def choices(logits: Tensor, seen: Tensor, sampling: Sampling) -> tuple[Tensor, T
     """
     logits = penalise_repetition(logits, seen, sampling.repetition_penalty)
     logits = block_repeated_ngrams(logits, seen, sampling.no_repeat_ngram_size)
-    logits = scale_by_temperature(logits, sampling.temperature)
     tokens = torch.arange(logits.size(-1), device=logits.device).expand(logits.shape)  # (B, V)
     if 0 < sampling.top_k < logits.size(-1):
-        logits, tokens = logits.topk(sampling.top_k)  # (B, K)
+        logits, tokens = logits.topk(sampling.top_k)  # (B, K), the same ones at any temperature
+    logits = scale_by_temperature(logits, sampling.temperature)
     return tokens, keep_min_p(keep_top_p(logits, sampling.top_p), sampling.min_p).softmax(dim=-1)
 
 

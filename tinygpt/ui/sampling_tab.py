@@ -227,7 +227,7 @@ class SamplingTab:
         cache = Cache(model.config, 1, device)  # the last token alone, as when a reply is drawn
         model.hidden(read[:, :-1], cache)
         logits = model.logits(model.hidden(read[:, -1:], cache)[:, -1])  # (1, V)
-        after = {**stages(sayable(logits, not choice.said), read, choice.sampling), "model": logits}
+        after = {**stages(sayable(logits, [not choice.said]), read, choice.sampling), "model": logits}
         return {name: stage[0].softmax(-1).clamp_min(1e-30).where(stage[0] > -torch.inf, 0.0).cpu()
                 for name, stage in after.items()}
 
