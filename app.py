@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import gradio as gr
+import torch
 import tyro
 
 from tinygpt.checkpoint import load_checkpoint
@@ -47,8 +48,10 @@ def open_page(checkpoint: Path = Path("checkpoints/tinygpt-chat")) -> None:
         checkpoint: Checkpoint folder, as train.py writes it.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)  # the engine wants them for itself
     model, tokenizer = load_checkpoint(checkpoint)
-    engine = Engine(int8(model, most_rows=CHATS), tokenizer, capacity=CHATS)
+    engine = Engine(int8(model), tokenizer, capacity=CHATS, cores=cores)
     next(iter(engine.ask(["Hello!"])))  # the first token is slow: better now than for the first visitor
     css = CSS + chat_tab.CSS + sampling_tab.CSS
     build_page(engine).launch(theme=THEME, css=css, show_error=True, run_history=False, footer_links=["api"],

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tinygpt import Config, TinyGPTError, Tokenizer, data
-from tinygpt.data import Corpus, clean_corpora, clean_text, encode, load_corpus, pack, prepare
+from tinygpt.data import Corpus, Rows, clean_corpora, clean_text, encode, fill, load_corpus, pack, prepare
 from tinygpt.tokenizer import BOS, BOT, EOS, PAD, SEP, USER
 
 WORDS = [a + b for a in ("bo", "ka", "li", "mu", "pe", "ra", "si", "to") for b in ("nd", "lle", "ry", "st", "ven", "x")]
@@ -149,20 +149,29 @@ def test_nothing_left_to_learn_is_one_sentence(train):
 
 # ------------------------------------------------------------------------------------------------- rows
 
+def pieces_of(row):
+    """The pieces of a row, each a tuple of ids from its <s> to before the next <s> or the padding."""
+    row = [i for i in row.tolist() if i != PAD]
+    starts = [n for n, i in enumerate(row) if i == BOS]
+    return [tuple(row[a:b]) for a, b in pairwise([*starts, len(row)])]
+
+
 def pieces_in(rows):
-    """Every piece in the rows, as a tuple of ids from its <s> to before the next <s> or the padding."""
-    found = Counter()
-    for row in rows.ids.tolist():
-        row = [i for i in row if i != PAD]
-        starts = [n for n, i in enumerate(row) if i == BOS]
-        found.update(tuple(row[a:b]) for a, b in pairwise([*starts, len(row)]))
-    return found
+    return Counter(piece for row in rows.ids for piece in pieces_of(row))
 
 
 def rows_of(dialogues, tokenizer, name="set", **settings):
     config = Config(**settings)
     pieces = [piece for dialogue in dialogues for piece in encode(dialogue, name, tokenizer, config)]
     return pack(pieces, config.seq_len + 1, tokenizer.vocab_size)
+
+
+def filled(folder, dialogues, tokenizer, name="set", **settings):
+    """The training rows that `fill` writes."""
+    folder.mkdir()
+    corpus = Corpus(name, {"train": dialogues, "validation": dialogues}, "here")
+    fill(folder, [corpus], {}, tokenizer, Config(**settings))
+    return Rows(np.load(folder / "train_ids.npy"), np.load(folder / "train_learned.npy"))
 
 
 def test_rows_start_with_s_hold_every_dialogue_and_little_padding(tokenizer):
@@ -201,8 +210,7 @@ def test_every_turn_of_a_long_dialogue_is_whole_in_some_row(tokenizer):
 @pytest.mark.parametrize("bot_first, speaker", [(False, USER), (True, BOT)])
 def test_a_turn_longer_than_a_row_is_split_and_whole_in_sum(tokenizer, bot_first, speaker):
     text = " ".join(random.Random(3).choices(WORDS, k=100))
-    pieces = list(encode([text, "bond"], "set", tokenizer, Config(seq_len=32, role_shift=True)))
-    pieces = pieces[len(pieces) // 2:] if bot_first else pieces[:len(pieces) // 2]
+    pieces = list(encode([text, "bond"], "set", tokenizer, Config(seq_len=32), bot_first))
     assert all(len(ids) <= 33 and ids[0] == BOS for ids, _ in pieces)
     assert all(learned == [i not in (BOS, USER, BOT) for i in ids] for ids, learned in pieces)
     parts = [ids[2:] for ids, _ in pieces if ids[1] == speaker]
@@ -227,11 +235,42 @@ def test_replies_only_names_part_of_a_set(tokenizer):
         assert tokenizer.decode(rows.ids[rows.learned]) == learned
 
 
-def test_role_shift_learns_each_dialogue_from_both_sides(tokenizer):
+def test_role_shift_learns_each_dialogue_from_both_sides(tokenizer, tmp_path):
     dialogues = [["bond", "kast", "mux"], ["lira", "toven"]]
-    plain, both = (pieces_in(rows_of(dialogues, tokenizer, role_shift=shift)) for shift in (False, True))
+    plain, both = (pieces_in(filled(tmp_path / str(shift), dialogues, tokenizer, role_shift=shift))
+                   for shift in (False, True))
     assert plain == Counter(tuple(tokenizer.encode_dialogue(d)) for d in dialogues)
     assert both == plain + Counter(tuple(tokenizer.encode_dialogue(d, bot_first=True)) for d in dialogues)
+    alone = filled(tmp_path / "replies", dialogues, tokenizer, name="prosocial", role_shift=True)
+    assert pieces_in(alone) == plain
+
+
+def test_no_row_holds_a_dialogue_twice(tokenizer, tmp_path):
+    dialogues = random_dialogues(60)
+    rows = filled(tmp_path / "rows", dialogues, tokenizer, role_shift=True, copies=3, seq_len=128)
+    begins = Counter()
+    for row in rows.ids:
+        texts = [tokenizer.decode(piece) for piece in pieces_of(row)]
+        assert len(texts) == len(set(texts))
+        begins.update(texts)
+    whole = [count for text, count in begins.items() if text in {" ".join(d) for d in dialogues}]
+    assert len(whole) > 20 and min(whole) == 6
+
+
+def test_bpe_dropout_cuts_the_same_text_anew(tokenizer, tmp_path):
+    dialogue = [" ".join(random.Random(5).choices(WORDS, k=12)), "bond kast lira"]
+    settings = {"bpe_dropout": 0.3, "copies": 6, "seq_len": 128}
+    rows = filled(tmp_path / "first", [dialogue], tokenizer, **settings)
+    ways = pieces_in(rows)
+    assert len(ways) > 3 and sum(ways.values()) == 6
+    assert {tokenizer.decode(way) for way in ways} == {tokenizer.decode(tokenizer.encode_dialogue(dialogue))}
+    assert sum(map(len, ways)) > len(ways) * len(tokenizer.encode_dialogue(dialogue))
+    again = filled(tmp_path / "again", [dialogue], tokenizer, **settings)
+    assert (again.ids == rows.ids).all()
+    other = filled(tmp_path / "other", [dialogue], tokenizer, **settings, seed=1)
+    assert other.ids.shape != rows.ids.shape or (other.ids != rows.ids).any()
+    validation = np.load(tmp_path / "first" / "validation_ids.npy")
+    assert [way for way in pieces_in(Rows(validation, validation > 0))] == [tuple(tokenizer.encode_dialogue(dialogue))]
 
 
 def test_a_large_vocabulary_gets_wider_ids():

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tinygpt import Sampling, TinyGPTError, generate, load_checkpoint
 from tinygpt.engine import Engine, Ticket
@@ -90,14 +91,14 @@ def test_who_waits_can_leave(engine, monkeypatch):
     tickets += [engine.ask(["Hello!"], LONG) for _ in range(6)]
     places = tickets[-1].place
     tickets[-2].close()
-    assert tickets[-1].place == places - 1 and next(tickets[-1].steps(patience=0.01)) is None
+    assert tickets[-1].place == places - 1 and next(tickets[-1].bursts(patience=0.01)) == []
     gate.set()
     until(lambda: not engine.begun and not engine.waiting)
 
 
 @pytest.mark.parametrize("several", [1, 4])
 def test_who_looks_in_now_and_then_can_leave_at_any_time(engine, several):
-    steps = engine.ask(["Hello!"], replace(LONG, num_candidates=several)).steps(patience=0.001)
+    steps = engine.ask(["Hello!"], replace(LONG, num_candidates=several)).bursts(patience=0.001)
     until(lambda: engine.begun)
     next(steps)
     steps.close()
@@ -161,3 +162,16 @@ def test_a_thousand_chats_opened_and_left_at_random_leave_nothing_behind(chat):
     until(lambda: not engine.begun and not engine.waiting and not engine.decoder.replies)
     until(lambda: not [thing for thing in gc.get_objects() if type(thing) is Ticket and thing.engine is engine])
     assert threading.active_count() == threads
+
+
+def test_the_engine_alone_computes_on_many_cores(chat, monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        engine, used = Engine(*chat, cores=2), []
+        step = engine.decoder.step
+        monkeypatch.setattr(engine.decoder, "step", lambda: used.append(torch.get_num_threads()) or step())
+        assert text(engine.ask(["Hello!"])) and set(used) == {2}
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

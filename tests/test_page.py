@@ -19,13 +19,13 @@ class Paced:
         self.tab, self.turns, self.settings = tab, turns, settings
         self.ticket = ask(tab, turns, settings)
         self.prompt, self.place, self.close = self.ticket.prompt, 0, self.ticket.close
-    def steps(self, patience):
+    def bursts(self, patience):
         slowly = True
         while slowly:
             slowly = "slowly" in self.turns[-1]
             for step in self.ticket:
                 time.sleep(0.2 if slowly else 0.01)
-                yield step
+                yield [step]
             if slowly:
                 self.ticket = ask(self.tab, self.turns, self.settings)
 ChatTab.ask = lambda *asked: Paced(*asked)

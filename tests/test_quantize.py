@@ -12,12 +12,11 @@ def test_the_layer_is_the_product_with_rounded_weights():
     linear = torch.nn.Linear(64, 96)
     x = torch.randn(2, 5, 64)
     with torch.no_grad():
-        layer = Int8Linear(linear, most_rows=10)
+        layer = Int8Linear(linear.weight, linear.bias)
         scale = linear.weight.abs().amax(1, keepdim=True) / 127
         rounded = torch.nn.functional.linear(x, (linear.weight / scale).round() * scale, linear.bias)
         assert (layer(x) - rounded).abs().max() < 0.02 < rounded.abs().max()
         assert not torch.equal(layer(x), linear(x))
-        assert torch.equal(layer(torch.cat([x, x])), linear(torch.cat([x, x])))  # more rows than ten
         torch.testing.assert_close(layer(x)[1, 3], layer(x[1, 3][None])[0], atol=0, rtol=0)  # no row minds another
 
 
@@ -36,7 +35,8 @@ def test_a_model_loses_little_and_the_original_nothing(head):
         assert 0 < (odds.exp() * (odds - rounded)).sum(-1).mean() < 0.01  # nats
         assert torch.equal(model(ids), before)
     assert fast.token_embedding.weight is model.token_embedding.weight
-    assert sum(p.numel() for p in fast.parameters()) == sum(p.numel() for p in model.parameters())
+    held = {t.data_ptr(): t.nbytes for t in [*fast.parameters(), *fast.buffers()]}
+    assert sum(held.values()) < sum(p.nbytes for p in model.parameters())  # the full matrices are let go
 
 
 def test_widths_that_the_kernel_does_not_know_are_left_alone():

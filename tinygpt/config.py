@@ -39,6 +39,10 @@ class Config:
     # The data
     role_shift: bool = False
     """Learn each dialogue twice, the second time with the speakers' roles exchanged."""
+    bpe_dropout: float = 0.0
+    """Share of merges left out at random as training text is cut into tokens: words are learned by their parts too."""
+    copies: int = 1
+    """How often each training dialogue is cut into tokens for one pass; with bpe_dropout, each time differently."""
     replies_only: tuple[str, ...] = ("prosocial",)
     """Data sets (part of their name) whose User turns are read but never learned."""
 
@@ -96,7 +100,7 @@ class Config:
         if misfits:
             return  # the checks below compare numbers
         for name in ("vocab_size", "embed_dim", "num_heads", "num_layers", "ff_hidden", "batch_size", "accumulation",
-                     "eval_interval"):
+                     "eval_interval", "copies"):
             if getattr(self, name) < 1:
                 yield f"{name} is {getattr(self, name)}; give a whole number of at least 1."
         for name in ("eval_rows", "patience"):
@@ -114,8 +118,9 @@ class Config:
             yield f"vocab_size is {self.vocab_size}; give at least 8: seven markers and something to say."
         if self.seq_len < 16:
             yield f"seq_len is {self.seq_len}; give at least 16 tokens, enough for a question and a reply."
-        if not 0 <= self.dropout < 1:
-            yield f"dropout is {self.dropout}; give a share from 0 to below 1, for example 0.1."
+        for name in ("dropout", "bpe_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                yield f"{name} is {getattr(self, name)}; give a share from 0 to below 1, for example 0.1."
         if self.shard and self.compile == "yes":
             yield "compile is 'yes', but sharded parameters are not compiled; give compile no, or leave out shard."
         if not 0 <= self.ema_decay < 1:

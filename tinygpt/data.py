@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import sentencepiece
 from tqdm import tqdm
 
 from tinygpt.config import Config, TinyGPTError
@@ -121,7 +122,8 @@ def cache_folder() -> Path:
 
 def fingerprint(corpora: Sequence[Corpus], config: Config, tokenizer: Tokenizer | None) -> str:
     """A name for exactly this text under exactly these settings, and this version of the code that prepares it."""
-    settings = ("6", config.vocab_size, config.seq_len, config.role_shift, config.replies_only, config.seed)
+    settings = ("7", config.vocab_size, config.seq_len, config.role_shift, config.bpe_dropout, config.copies,
+                config.replies_only, config.seed)
     digest = hashlib.sha256(repr(settings).encode())
     digest.update(tokenizer.model if tokenizer else b"")
     for corpus in corpora:
@@ -146,15 +148,20 @@ def write_rows(folder: Path, corpora: Sequence[Corpus], report: dict, tokenizer:
 def fill(folder: Path, corpora: Sequence[Corpus], report: dict, tokenizer: Tokenizer, config: Config) -> None:
     """The files of one prepared set."""
     (folder / "tokenizer.model").write_bytes(tokenizer.model)
+    sentencepiece.set_random_generator_seed(config.seed % 2**32)
     for split in SPLITS[:2]:
-        pieces = []
-        for corpus in corpora:
-            for dialogue in tqdm(corpus.splits.get(split, ()), f"{corpus.name}: {split}", leave=False, delay=1):
-                pieces += encode(dialogue, corpus.name, tokenizer, config)
-        rows = pack(pieces, config.seq_len + 1, tokenizer.vocab_size)
-        np.save(folder / f"{split}_ids.npy", rows.ids)
-        np.save(folder / f"{split}_learned.npy", rows.learned)
-        report[f"{split}_tokens"] = int((rows.ids != PAD).sum())
+        copies, dropout = (config.copies, config.bpe_dropout) if split == "train" else (1, 0.0)
+        packed = []
+        for bot_first in (False, True)[:1 + config.role_shift] * copies:
+            pieces = []  # packed by themselves: in one row with its copy, a dialogue could be copied, not learned
+            for corpus in corpora:
+                for dialogue in tqdm(corpus.splits.get(split, ()), f"{corpus.name}: {split}", leave=False, delay=1):
+                    pieces += encode(dialogue, corpus.name, tokenizer, config, bot_first, dropout)
+            packed.append(pack(pieces, config.seq_len + 1, tokenizer.vocab_size))
+        ids, learned = (np.concatenate(parts) for parts in zip(*((r.ids, r.learned) for r in packed), strict=True))
+        np.save(folder / f"{split}_ids.npy", ids)
+        np.save(folder / f"{split}_learned.npy", learned)
+        report[f"{split}_tokens"] = int((ids != PAD).sum())
     (folder / "report.json").write_text(json.dumps(report, indent=1))
 
 
@@ -396,27 +403,30 @@ def leaks(train: Sequence[Dialogue], evaluation: Iterable[Dialogue], min_words: 
 Piece = tuple[list[int], list[bool]]  # ids and, for each, whether it is learned
 
 
-def encode(dialogue: Dialogue, name: str, tokenizer: Tokenizer, config: Config) -> Iterator[Piece]:
-    """A dialogue as pieces that fit a row, each `<s>` and then turns from the first word on.
+def encode(dialogue: Dialogue, name: str, tokenizer: Tokenizer, config: Config, bot_first: bool = False,
+           dropout: float = 0.0) -> Iterator[Piece]:
+    """A dialogue as pieces that fit a row, each `<s>` and then turns from the first word on; none with `bot_first` if
+    only the Bot's replies are learned.
 
     Where a turn no longer fits, the row is filled with its beginning and the next piece starts with that turn, whole;
     only a turn longer than a row is cut for good. What a speaker says is learned, with the marker that ends it;
     `<s>`, `User:` and `Bot:` are always given.
     """
     replies_only = any(part in name for part in config.replies_only)
-    for bot_first in (False, True) if config.role_shift and not replies_only else (False,):
-        ids, learned = [BOS], [False]
-        for turn in tokenizer.encode_turns(dialogue, bot_first):
-            learn = not replies_only or turn[0] == BOT
-            for start in range(1, len(turn), config.seq_len - 1):
-                part = [turn[0], *turn[start:start + config.seq_len - 1]]
-                flags = [False, *[learn] * (len(part) - 1)]
-                room = config.seq_len + 1 - len(ids)
-                if len(part) > room:
-                    yield ids + part[:room], learned + flags[:room]
-                    ids, learned = [BOS], [False]
-                ids, learned = ids + part, learned + flags
-        yield ids, learned
+    if replies_only and bot_first:
+        return
+    ids, learned = [BOS], [False]
+    for turn in tokenizer.encode_turns(dialogue, bot_first, dropout):
+        learn = not replies_only or turn[0] == BOT
+        for start in range(1, len(turn), config.seq_len - 1):
+            part = [turn[0], *turn[start:start + config.seq_len - 1]]
+            flags = [False, *[learn] * (len(part) - 1)]
+            room = config.seq_len + 1 - len(ids)
+            if len(part) > room:
+                yield ids + part[:room], learned + flags[:room]
+                ids, learned = [BOS], [False]
+            ids, learned = ids + part, learned + flags
+    yield ids, learned
 
 
 def pack(pieces: Iterable[Piece], width: int, vocab_size: int) -> Rows:

@@ -7,8 +7,12 @@ batch is full waits in line and can see the place; whoever closes a ticket frees
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+
+import torch
 
 from tinygpt.config import TinyGPTError
 from tinygpt.generate import Decoder, Reply, Step, candidates, fit_prompt
@@ -17,6 +21,7 @@ from tinygpt.sampling import Sampling
 from tinygpt.tokenizer import Prompt, Tokenizer
 
 log = logging.getLogger(__name__)
+PACE = 0.05  # seconds; waking a visitor's thread for every single token would slow everyone down
 
 
 class Ticket:
@@ -34,26 +39,30 @@ class Ticket:
         return self.engine.place(self)
 
     def __iter__(self) -> Iterator[Step]:
-        return self.steps()
+        for burst in self.bursts():
+            yield from burst
 
-    def steps(self, patience: float | None = None) -> Iterator[Step | None]:
-        """The steps as they are drawn, and None whenever none came within `patience` seconds. Raises TinyGPTError if
-        the reply cannot be finished.
+    def bursts(self, patience: float | None = None) -> Iterator[list[Step]]:
+        """The steps as they are drawn, those of `PACE` seconds at a time (the first at once), and none whenever none
+        came within `patience` seconds. Raises TinyGPTError if the reply cannot be finished.
         """
         try:
             while not self.closed:
-                try:
-                    step = self.drawn.get(timeout=patience)
-                except queue.Empty:
-                    yield None
-                    continue
-                if isinstance(step, Exception):
-                    raise step
-                if step is None:  # closed elsewhere
+                burst = []
+                with suppress(queue.Empty):
+                    burst.append(self.drawn.get(timeout=patience))
+                    while True:
+                        burst.append(self.drawn.get_nowait())
+                steps = [step for step in burst if isinstance(step, Step)]
+                yield steps
+                if len(steps) < len(burst):  # closed elsewhere, or failed
+                    for error in burst:
+                        if isinstance(error, TinyGPTError):
+                            raise error
                     return
-                yield step
-                if step.reason:
+                if steps and steps[-1].reason:
                     return
+                time.sleep(PACE)
         finally:
             self.close()
 
@@ -67,22 +76,31 @@ class Ticket:
         """
         if len(self.replies) == 1:
             self.drawn.put(step)
-        elif all(reply.steps and reply.steps[-1].reason for reply in self.replies):
+        elif not any(reply in self.engine.begun for reply in self.replies):  # two may end in the same step
             for step in max(self.replies, key=lambda reply: reply.likelihood).steps:
                 self.drawn.put(step)
 
 
 class Engine:
-    """Decodes for all tickets at once, at most `capacity` replies side by side; `line` more tickets may wait."""
+    """Decodes for all tickets at once, at most `capacity` replies side by side; `line` more tickets may wait.
 
-    def __init__(self, model: TinyGPT, tokenizer: Tokenizer, capacity: int = 16, line: int = 20):
+    With `cores`, its thread alone computes on that many, and this and all later threads on one: with more threads than
+    cores, GNU OpenMP lets each wait for work asleep, and steps took twice as long. Best before this thread has
+    computed on several.
+    """
+
+    def __init__(self, model: TinyGPT, tokenizer: Tokenizer, capacity: int = 16, line: int = 20,
+                 cores: int | None = None):
         self.model, self.tokenizer, self.line = model, tokenizer, line
         self.decoder = Decoder(model, tokenizer, capacity)
         self.waiting: deque[Ticket] = deque()
         self.begun: dict[Reply, Ticket] = {}
         self.changed = threading.Condition()  # guards `waiting`, `begun` and each ticket's `closed`
-        self.thread = threading.Thread(target=self.work, name="engine", daemon=True)
-        self.thread.start()
+        awake = threading.Event()
+        threading.Thread(target=self.work, args=(awake, cores), name="engine", daemon=True).start()
+        awake.wait()
+        if cores:
+            torch.set_num_threads(1)
 
     def ask(self, prompt: str | Sequence[str], sampling: Sampling = Sampling()) -> Ticket:
         """Asks for the Bot's reply to `prompt`, as `stream` does. Raises TinyGPTError for a prompt with nothing to
@@ -111,8 +129,12 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------------- the thread
 
-    def work(self) -> None:
+    def work(self, awake: threading.Event, cores: int | None) -> None:
         """Admits, draws and tells, for ever."""
+        if cores:
+            torch.set_num_threads(cores)
+            torch.get_num_threads()  # without this, the next call elsewhere would set it for this thread too
+        awake.set()
         while True:
             with self.changed:
                 while not (self.waiting or self.begun):

@@ -241,7 +241,7 @@ def command(folder: Path, /, data: list[str], split: list[Literal["test", "valid
     """
     models = {str(path): load_checkpoint(path, device) for path in (folder, *compare)}
     if int8:
-        models = {name: (quantize.int8(model, most_rows=2**31), tokenizer)
+        models = {name: (quantize.int8(model), tokenizer)
                   for name, (model, tokenizer) in models.items()}
     wanted = {}
     for source, corpus in zip(data, load_corpora(data), strict=True):

@@ -14,52 +14,47 @@ from tinygpt.model import MultiHeadAttention, TinyGPT
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose weights are read as 8 bits for up to `most_rows` rows, and in full for more, where
-    arithmetic takes longer than reading.
-    """
+    """A linear layer whose weights are read as 8 bits."""
 
-    def __init__(self, linear: nn.Linear, most_rows: int):
+    def __init__(self, weight: Tensor, bias: Tensor):
         super().__init__()
-        self.linear, self.most_rows = linear, most_rows
-        scale = (linear.weight.detach().abs().amax(dim=1) / 127).clamp_min(1e-20).bfloat16()  # (out,)
-        weight = (linear.weight.detach() / scale.float()[:, None]).round().clamp(-127, 127)  # (out, in)
+        scale = (weight.abs().amax(dim=1) / 127).clamp_min(1e-20).bfloat16()  # (out,)
         self.register_buffer("scale", scale)
-        self.register_buffer("weight", weight.to(torch.int8))
+        self.register_buffer("weight", (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8))
+        self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.size(-1))  # (rows, in)
-        if rows.size(0) > self.most_rows:
-            return self.linear(x)
-        y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scale)  # (rows, out)
-        return (y + self.linear.bias).view(*x.shape[:-1], -1)  # fp32, as the bias is
+        rows = x.reshape(-1, x.size(-1)).bfloat16()  # (rows, in)
+        y = torch._weight_int8pack_mm(rows, self.weight, self.scale) + self.bias  # (rows, out) fp32, as the bias is
+        return y.view(*x.shape[:-1], -1)
 
 
 class Int8Attention(MultiHeadAttention):
     """Attention whose query, key and value are read in one go."""
 
-    def __init__(self, attention: MultiHeadAttention, most_rows: int):
+    def __init__(self, attention: MultiHeadAttention):
         nn.Module.__init__(self)
         self.num_heads = attention.num_heads
         parts = attention.query, attention.key, attention.value
-        joint = nn.Linear(parts[0].in_features, 3 * parts[0].out_features, device=parts[0].weight.device)
-        joint.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]), requires_grad=False)
-        joint.bias = nn.Parameter(torch.cat([part.bias.detach() for part in parts]), requires_grad=False)
-        self.joint = Int8Linear(joint, most_rows)
-        self.out = Int8Linear(attention.out, most_rows)
+        self.joint = Int8Linear(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
+        self.out = Int8Linear(attention.out.weight, attention.out.bias)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.joint(x).chunk(3, dim=-1)  # (B, T, C) each
 
 
-def int8(model: TinyGPT, most_rows: int = 16) -> TinyGPT:
-    """`model` with 8-bit weights in its blocks for steps of up to `most_rows` tokens; the rest is shared with `model`.
-    On a GPU, which is fast enough, and for sizes that the kernel does not know, `model` itself.
+@torch.no_grad()
+def int8(model: TinyGPT) -> TinyGPT:
+    """`model` with 8-bit weights in its blocks, to generate with; the rest is shared with `model`. On a GPU, which is
+    fast enough, and for widths that the kernel does not know, `model` itself.
     """
     config = model.config
     if next(model.parameters()).device.type != "cpu" or config.embed_dim % 16 or config.ff_hidden % 16:
         return model
     fast = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     for block in fast.blocks:
-        block.attention = Int8Attention(block.attention, most_rows)
-        block.ff_in, block.ff_out = Int8Linear(block.ff_in, most_rows), Int8Linear(block.ff_out, most_rows)
+        block.attention = Int8Attention(block.attention)
+        for name in ("ff_in", "ff_out"):
+            layer = getattr(block, name)
+            setattr(block, name, Int8Linear(layer.weight, layer.bias))
     return fast

@@ -97,10 +97,18 @@ class Tokenizer:
         """One token as a reader may see it: its marker, its byte as <0xE2>, or its characters with ▁ for a space."""
         return self.pieces.id_to_piece(int(id))
 
-    def encode_turns(self, turns: Sequence[str], bot_first: bool = False) -> list[list[int]]:
-        """Each turn as `[speaker, ..., <sep>]`, the last one ending in `</s>`; the speakers take turns."""
+    def encode_turns(self, turns: Sequence[str], bot_first: bool = False, dropout: float = 0.0) -> list[list[int]]:
+        """Each turn as `[speaker, ..., <sep>]`, the last one ending in `</s>`; the speakers take turns.
+
+        With `dropout`, that share of the merges is left out at random (Provilkov et al. 2020, section 3.1;
+        https://arxiv.org/abs/1910.13267), so that the same text has other tokens each time.
+        """
         speakers = (BOT, USER) if bot_first else (USER, BOT)
-        encoded = self.pieces.encode([normalize(turn) for turn in turns])
+        texts = [normalize(turn) for turn in turns]
+        if dropout:  # one by one: in a list, each of several threads would have dice of its own
+            encoded = [self.pieces.encode(text, enable_sampling=True, alpha=dropout, nbest_size=-1) for text in texts]
+        else:
+            encoded = self.pieces.encode(texts)
         ends = [SEP] * (len(turns) - 1) + [EOS]
         return [[speakers[n % 2], *ids, end] for n, (ids, end) in enumerate(zip(encoded, ends, strict=True))]
 

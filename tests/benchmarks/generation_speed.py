@@ -7,6 +7,7 @@ Weights are random, the prompt has 24 tokens, each reply 100, temperature 0.7, t
 """
 
 import argparse
+import multiprocessing
 import statistics
 import sys
 import threading
@@ -134,9 +135,20 @@ def main() -> None:
     limit = bandwidth() / weights
     ours = NEW / median["TinyGPT, adaptive head, int8"]
     print(f"\nReading the {weights / 2**20:.0f} MB of weights once a token allows {limit:,.0f} tokens/s here; one chat "
-          f"reaches {ours / limit:.0%} of it.\n\n| chats at once | tokens/s | x one | slowest / mean |\n"
-          "|---:|---:|---:|---:|")
-    first, engine = None, Engine(int8(model), NoText(), capacity=16)
+          f"reaches {ours / limit:.0%} of it.\n")
+    child = multiprocessing.get_context("spawn").Process(target=many_at_once)
+    child.start()
+    child.join()
+
+
+def many_at_once() -> None:
+    """The second table, in a process of its own, as the page's engine has it."""
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    first, engine = None, Engine(int8(never_ending("adaptive")), NoText(), capacity=16, cores=cores)
+    together(engine, 16)  # warms up
+    print("| chats at once | tokens/s | x one | slowest / mean |\n|---:|---:|---:|---:|")
     for chats in (1, 4, 16):
         runs = [together(engine, chats) for _ in range(3)]
         speed = statistics.median(chats * NEW / taken for taken, _ in runs)

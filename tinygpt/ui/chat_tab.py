@@ -125,14 +125,15 @@ class ChatTab:
             emptied = {"value": ""} if typing else {}
             yield shown(gr.Textbox(submit_btn=False, stop_btn=True, interactive=typing, **emptied), history, note)
             text, ids = "", []
-            for step in ticket.steps(patience=0.2):  # Gradio can stop this only where it yields
-                if step is None:
+            for burst in ticket.bursts(patience=0.2):  # Gradio can stop this only where it yields
+                if not burst:
                     place = ticket.place
                     yield shown(note=f"TinyGPT is busy: you are number {place} in line." if place else note)
                     continue
-                text += step.text
-                ids.append(step.id)
-                yield shown(history=[*history, said("assistant", text)], note=note if len(ids) == 1 else None,
+                begins = not ids
+                text += "".join(step.text for step in burst)
+                ids += [step.id for step in burst]
+                yield shown(history=[*history, said("assistant", text)], note=note if begins else None,
                             last=Drawn(ticket.prompt.ids, list(ids)))
         except TinyGPTError as error:
             gr.Warning(str(error))  # no gr.Error: the box would keep its stop button
@@ -162,8 +163,8 @@ class ChatTab:
             raise gr.Error(problem, print_exception=False)
         text = ""
         try:
-            for step in self.ask(turns).steps(patience=0.2):
-                text += step.text if step else ""
+            for burst in self.ask(turns).bursts(patience=0.2):
+                text += "".join(step.text for step in burst)
                 yield text
         except TinyGPTError as error:
             raise gr.Error(str(error), print_exception=False) from None
