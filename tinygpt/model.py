@@ -64,6 +64,7 @@ class Recorder:
     """Fills up during a forward pass that it is handed to: what each layer attended to and passed on."""
 
     attention: list[Tensor] = field(default_factory=list)  # num_layers x (B, H, T, S), rows sum to 1
+    heads: list[Tensor] = field(default_factory=list)  # num_layers x (B, H, T, D), what each head gives
     residual: list[Tensor] = field(default_factory=list)  # num_layers + 1 x (B, T, C), the embeddings first
 
 
@@ -79,7 +80,8 @@ class MultiHeadAttention(nn.Module):
         self.out = nn.Linear(config.embed_dim, config.embed_dim)
 
     def forward(self, x: Tensor, layer: int, positions: Tensor, cache: Cache | None = None,
-                head_mask: Tensor | None = None, recorder: Recorder | None = None) -> Tensor:
+                head_mask: Tensor | None = None, head_fill: Tensor | None = None,
+                recorder: Recorder | None = None) -> Tensor:
         query, key, value = map(self.split_heads, self.project(x))  # (B, H, T, D) each
         if cache is not None:
             key, value = cache.extend(layer, key, value, positions)  # (B, H, S, D)
@@ -88,8 +90,11 @@ class MultiHeadAttention(nn.Module):
         else:
             heads, weights = self.attend_in_the_open(query, key, value, positions)
             recorder.attention.append(weights)
+            recorder.heads.append(heads)
         if head_mask is not None:
-            heads = heads * head_mask.to(heads)[:, None, None]  # (B, H, T, D)
+            heads = heads * head_mask.to(heads)[..., None, None]  # (B, H, T, D)
+        if head_fill is not None:
+            heads = heads + head_fill.to(heads)[:, None]  # (B, H, T, D)
         return self.out(heads.transpose(1, 2).flatten(2))  # (B, T, C)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,8 +136,9 @@ class DecoderBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, layer: int, positions: Tensor, cache: Cache | None = None,
-                head_mask: Tensor | None = None, recorder: Recorder | None = None) -> Tensor:
-        attended = self.attention(self.attention_norm(x), layer, positions, cache, head_mask, recorder)
+                head_mask: Tensor | None = None, head_fill: Tensor | None = None,
+                recorder: Recorder | None = None) -> Tensor:
+        attended = self.attention(self.attention_norm(x), layer, positions, cache, head_mask, head_fill, recorder)
         x = x + self.dropout(attended)  # (B, T, C)
         expanded = F.gelu(self.ff_in(self.ff_norm(x)))  # (B, T, ff_hidden)
         return x + self.dropout(self.ff_out(expanded))  # (B, T, C)
@@ -164,18 +170,20 @@ class TinyGPT(nn.Module):
                 nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * config.num_layers))
 
     def forward(self, ids: Tensor, targets: Tensor | None = None, cache: Cache | None = None,
-                head_mask: Tensor | None = None, recorder: Recorder | None = None) -> Tensor:
+                head_mask: Tensor | None = None, head_fill: Tensor | None = None,
+                recorder: Recorder | None = None) -> Tensor:
         """ids (B, T) int64 -> logits (B, T, V) fp32; with targets (B, T), the loss of each token in nats (B, T).
 
         A target of -100 is not learned: its loss is 0. `cache` holds earlier tokens and takes these in; `head_mask`
-        (num_layers, num_heads) scales each head's output, 0 removes it; `recorder` is filled.
+        (num_layers, num_heads), or one for each row (num_layers, B, num_heads), scales each head's output, 0 removes
+        it; `head_fill` (num_layers, num_heads, D) is added to it then; `recorder` is filled.
         Raises TinyGPTError for more tokens than seq_len.
         """
-        hidden = self.hidden(ids, cache, head_mask, recorder)  # (B, T, C)
+        hidden = self.hidden(ids, cache, head_mask, head_fill, recorder)  # (B, T, C)
         return self.logits(hidden) if targets is None else self.losses(hidden, targets)
 
     def hidden(self, ids: Tensor, cache: Cache | None = None, head_mask: Tensor | None = None,
-               recorder: Recorder | None = None) -> Tensor:
+               head_fill: Tensor | None = None, recorder: Recorder | None = None) -> Tensor:
         """ids (B, T) -> what the last block passes on, normed (B, T, C)."""
         tokens = ids.size(1)
         end = tokens if cache is None else tokens + int(cache.lengths.max())
@@ -190,10 +198,11 @@ class TinyGPT(nn.Module):
             if recorder is not None:
                 recorder.residual.append(x)
             mask = None if head_mask is None else head_mask[layer]
+            fill = None if head_fill is None else head_fill[layer]
             if self.training and self.config.gradient_checkpointing:
-                x = checkpoint(block, x, layer, positions, cache, mask, recorder, use_reentrant=False)
+                x = checkpoint(block, x, layer, positions, cache, mask, fill, recorder, use_reentrant=False)
             else:
-                x = block(x, layer, positions, cache, mask, recorder)
+                x = block(x, layer, positions, cache, mask, fill, recorder)
         if recorder is not None:
             recorder.residual.append(x)
         if cache is not None:
