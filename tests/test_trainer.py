@@ -542,7 +542,8 @@ def test_every_validation_logs_replies_and_what_the_heads_do(make):
     model, tokenizer = load_checkpoint(trainer.folder, "cpu")
     for prompt, reply in lines[-1][0].items():
         assert reply == generate(model, tokenizer, [prompt], Sampling(seed=0))
-    assert set(lines[-1][1]) == {"entropy", "previous_token", "first_token", "induction"}
+    assert set(lines[-1][1]) == {"entropy", "diffuse", "distance", "previous_token", "first_token", "separator",
+                                   "induction"}
     assert all(torch.tensor(scores).shape == (2, 2) for scores in lines[-1][1].values())
 
 
