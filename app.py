@@ -1,6 +1,8 @@
 """Opens the page: python app.py [--checkpoint FOLDER]"""
 
+import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gradio as gr
@@ -11,7 +13,7 @@ from tinygpt.checkpoint import load_checkpoint
 from tinygpt.config import run_command
 from tinygpt.engine import Engine
 from tinygpt.quantize import int8
-from tinygpt.ui import chat_tab, sampling_tab
+from tinygpt.ui import attention_tab, chat_tab, sampling_tab
 
 CHATS = 16  # replies that grow side by side; more visitors wait in line
 THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", radius_size="lg",
@@ -28,16 +30,19 @@ footer .divider { display: none !important; }
 """
 
 
-def build_page(engine: Engine) -> gr.Blocks:
-    """The page, ready to be launched."""
+def build_page(engine: Engine, log: Sequence[Mapping] = ()) -> gr.Blocks:
+    """The page, ready to be launched. `log`: the lines of the model's log.jsonl, if there are any."""
     with gr.Blocks(title="TinyGPT", analytics_enabled=False) as page:
         gr.HTML("<h1>TinyGPT</h1>", elem_id="title")
         with gr.Tab("Chat"):
             chat = chat_tab.ChatTab(engine)
-        with gr.Tab("Sampling") as tab:
+        with gr.Tab("Sampling") as sampling_page:
             sampling = sampling_tab.SamplingTab(engine)
+        with gr.Tab("Attention") as attention_page:
+            attention = attention_tab.AttentionTab(engine, sampling.last, log)
         chat.wire(sampling.settings, sampling.last)
-        sampling.show(tab)
+        sampling.show(sampling_page)
+        attention.show(attention_page)
     return page.queue(max_size=64)
 
 
@@ -53,9 +58,16 @@ def open_page(checkpoint: Path = Path("checkpoints/tinygpt-chat")) -> None:
     model, tokenizer = load_checkpoint(checkpoint)
     engine = Engine(int8(model), tokenizer, capacity=CHATS, cores=cores)
     next(iter(engine.ask(["Hello!"])))  # the first token is slow: better now than for the first visitor
-    css = CSS + chat_tab.CSS + sampling_tab.CSS
-    build_page(engine).launch(theme=THEME, css=css, show_error=True, run_history=False, footer_links=["api"],
-                              ssr_mode=False, max_threads=80)
+    css = CSS + chat_tab.CSS + sampling_tab.CSS + attention_tab.CSS
+    page = build_page(engine, read_log(checkpoint))
+    page.launch(theme=THEME, css=css, show_error=True, run_history=False, footer_links=["api"], ssr_mode=False,
+                max_threads=80)
+
+
+def read_log(checkpoint: Path) -> list[dict]:
+    """The lines of the checkpoint's log.jsonl; none if it has no such file."""
+    path = checkpoint / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def main() -> None:

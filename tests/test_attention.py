@@ -17,6 +17,7 @@ from tinygpt.attention import (
     inspect,
     kinds,
     logit_lens,
+    next_log_probs,
     rollout,
     without,
 )
@@ -77,6 +78,11 @@ def model_with_an_induction_head():
     return model
 
 
+@torch.no_grad()
+def told_without(model, seen, *heads):
+    return without(model, seen, *heads)(seen.ids[None])[0].log_softmax(-1)
+
+
 def test_maps_are_softmax_of_queries_and_keys_by_hand():
     model, tokens = random_model(), ids(1)
     with torch.no_grad():
@@ -126,7 +132,7 @@ def test_everything_inspected_is_what_transformers_gpt2_does():
         torch.testing.assert_close(odds[2, :, 0], seen.log_probs.exp().amax(-1), atol=1e-5, rtol=0)
         body.h[1].attn.c_proj.weight[48:].zero_()  # all that head 1 of layer 1 has a say in
         ablated = theirs(tokens[None]).logits[0].log_softmax(-1)
-        torch.testing.assert_close(without(model, seen, [(1, 1)]), ablated, atol=1e-5, rtol=0)
+        torch.testing.assert_close(told_without(model, seen, [(1, 1)]), ablated, atol=1e-5, rtol=0)
 
 
 def test_a_head_that_looks_one_back_is_found_and_no_other():
@@ -192,12 +198,13 @@ def test_removing_heads_by_their_mean_and_all_in_turn():
         expected = model(seen.ids[None])[0].log_softmax(-1)
         out.weight.copy_(whole)
         out.bias.copy_(constant)
-    torch.testing.assert_close(without(model, seen, [(1, 2)], "mean"), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(without(model, seen, []), seen.log_probs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(told_without(model, seen, [(1, 2)], "mean"), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(told_without(model, seen, []), seen.log_probs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(next_log_probs(model, seen.ids), seen.log_probs[-1], atol=1e-5, rtol=1e-5)
     for position in (-1, 10):
         importance = head_importance(model, seen, position)
         for head in ((0, 0), (0, 1), (1, 2)):
-            after = without(model, seen, [head])[position]
+            after = told_without(model, seen, [head])[position]
             kl = torch.nn.functional.kl_div(after, seen.log_probs[position], reduction="sum", log_target=True)
             assert float(importance[head]) == pytest.approx(float(kl), abs=1e-5)
     for head in ((2, 0), (0, 3), (-1, 0)):

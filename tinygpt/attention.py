@@ -5,6 +5,7 @@ num_layers. Attention says where a head reads, not why the model answers as it d
 https://arxiv.org/abs/1902.10186): to learn that, remove the head (`without`) and see what changes.
 """
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -151,16 +152,23 @@ def logit_lens(model: TinyGPT, residual: Tensor, top: int = 1) -> tuple[Tensor, 
     return torch.stack([layer.indices for layer in seen]), torch.stack([layer.values for layer in seen])
 
 
-@torch.no_grad()
 def without(model: TinyGPT, inspection: Inspection, heads: Iterable[Head],
-            how: Literal["zero", "mean"] = "zero") -> Tensor:
-    """The next-token log-probabilities (T, V) of the same text with `heads` removed: their output set to zero, or to
-    its mean over the text (Wang et al. 2022, section 2.1, https://arxiv.org/abs/2211.00593, with the text for the
-    data set). Raises TinyGPTError for a head that there is not.
+            how: Literal["zero", "mean"] = "zero") -> TinyGPT:
+    """`model` with `heads` removed: their output is zero, or its mean over the text inspected (Wang et al. 2022,
+    section 2.1, https://arxiv.org/abs/2211.00593, with that text for the data set). It shares all weights with
+    `model`, which stays as it is. Raises TinyGPTError for a head that there is not.
     """
     mask = head_mask(model, heads)
     fill = (1 - mask)[..., None] * inspection.heads.mean(2) if how == "mean" else None  # (L, H, D)
-    return model(inspection.ids[None], head_mask=mask, head_fill=fill)[0].log_softmax(-1)
+    twin = copy.copy(model)
+    twin.hidden = lambda ids, cache=None, *_: model.hidden(ids, cache, mask, fill)
+    return twin
+
+
+@torch.no_grad()
+def next_log_probs(model: TinyGPT, ids: Tensor) -> Tensor:
+    """The log-probabilities (V,) of the token after ids (T,)."""
+    return model.logits(model.hidden(ids[None])[:, -1])[0].log_softmax(-1)
 
 
 def head_mask(model: TinyGPT, heads: Iterable[Head]) -> Tensor:

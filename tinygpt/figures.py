@@ -1,9 +1,13 @@
 """Plotly pictures of plain values."""
 
+import base64
 import html
+import io
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import plotly.graph_objects as go
+from PIL import Image
 from plotly.subplots import make_subplots
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"  # told apart by colour-blind eyes too
@@ -75,4 +79,97 @@ def stage_bars(tokens: Sequence[str], stages: Mapping[str, Sequence[float]], not
                         gridcolor="rgba(128,128,128,0.25)")
     figure.update_layout(height=90 + 24 * len(tokens), margin={"t": 60, "l": 10, "r": 10, "b": 20}, bargap=0.25,
                          paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font_color="#7a828e")
+    return figure
+
+
+# ----------------------------------------------------------------------------------------------------- attention
+
+WHITE_TO_BLUE = [[0.0, "#ffffff"], [0.5, "#6ba7d6"], [1.0, "#08306b"]]
+PLAIN = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(128,128,128,0.35)", "font_color": "#7a828e"}
+
+
+def attention_tile(weights: np.ndarray) -> str:
+    """One head's map (T, T) as a small picture: a data: address of a PNG whose blue is as opaque as a weight is large
+    (by its square root, so that small ones show), and which is grey where a query cannot look.
+    """
+    pixels = np.empty((*weights.shape, 4), np.uint8)  # (T, T, RGBA)
+    pixels[..., :3] = (0, 90, 180)
+    pixels[..., 3] = (255 * np.sqrt(weights.clip(0, 1))).round()
+    pixels[np.triu_indices(len(weights), 1)] = (128, 128, 128, 60)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def head_map(tokens: Sequence[str], weights: np.ndarray, scale: str = "linear") -> go.Figure:
+    """One head's weights (T, T), queries down and keys across. `scale`: linear (0 to 1), logarithmic (down to 0.001),
+    or without the first token (0 to the largest of the other weights).
+    """
+    size = len(tokens)
+    weights = weights.astype(np.float32)
+    shown, most, ticks = weights.copy(), 1.0, {}
+    if scale == "without first token":
+        shown[:, 0] = np.nan
+        most = float(np.nanmax(shown[1:, 1:], initial=1e-6)) if size > 1 else 1.0
+    elif scale == "logarithmic":
+        shown = np.log10(shown.clip(1e-3, 1))
+        ticks = {"tickvals": [-3, -2, -1, 0], "ticktext": ["0.001", "0.01", "0.1", "1"]}
+    shown[np.triu_indices(size, 1)] = np.nan  # the future
+    names = [f"{html.escape(token)} {place}" for place, token in enumerate(tokens)]
+    every = max(1, -(-size // 45))
+    axis = {"tickvals": list(range(0, size, every)), "ticktext": names[::every], "showgrid": False, "zeroline": False}
+    low = -3.0 if scale == "logarithmic" else 0.0
+    figure = go.Figure(go.Heatmap(
+        z=shown, customdata=weights, zmin=low, zmax=0.0 if low else most, colorscale=WHITE_TO_BLUE, hoverongaps=False,
+        colorbar={"thickness": 12, "title": "weight", **ticks}, text=None,
+        hovertemplate="from %{y}<br>to %{x}<br>weight %{customdata:.4f}<extra></extra>"))
+    figure.update_xaxes(title="key: looked at", side="bottom", tickangle=-60, constrain="domain", **axis)
+    figure.update_yaxes(title="query: looks", autorange="reversed", scaleanchor="x", constrain="domain", **axis)
+    figure.update_layout(height=620, margin={"t": 20, "l": 10, "r": 10, "b": 20}, **PLAIN)
+    return figure
+
+
+def lens_map(tokens: Sequence[str], said: Sequence[Sequence[str]], odds: np.ndarray) -> go.Figure:
+    """The likeliest next token after each layer and its probability: `said` and odds, layers x tokens, the
+    embeddings' row at the bottom.
+    """
+    layers = ["embeddings", *(f"layer {layer}" for layer in range(len(said) - 1))]
+    names = [f"{html.escape(token)} {place}" for place, token in enumerate(tokens)]
+    figure = go.Figure(go.Heatmap(
+        z=odds.astype(np.float32), zmin=0, zmax=1, colorscale=WHITE_TO_BLUE, colorbar={"thickness": 12},
+        text=[[html.escape(token) for token in row] for row in said], texttemplate="%{text}",
+        hovertemplate="after %{x}, %{y} says<br>%{text} (%{z:.1%})<extra></extra>"))
+    figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names, tickangle=-60)
+    figure.update_yaxes(tickvals=list(range(len(layers))), ticktext=layers)
+    figure.update_layout(height=90 + 34 * len(layers), width=max(600, 130 + 62 * len(tokens)),
+                         margin={"t": 20, "l": 10, "r": 10, "b": 20}, **PLAIN)
+    return figure
+
+
+def importance_map(nats: np.ndarray) -> go.Figure:
+    """What each head's removal changes, (layers, heads), the first layer at the bottom."""
+    figure = go.Figure(go.Heatmap(
+        z=nats.astype(np.float32), zmin=0, colorscale=WHITE_TO_BLUE, colorbar={"thickness": 12, "title": "nats"},
+        texttemplate="%{z:.3f}", hovertemplate="layer %{y}, head %{x}: %{z:.4f} nats<extra></extra>"))
+    figure.update_xaxes(title="head", dtick=1)
+    figure.update_yaxes(title="layer", dtick=1)
+    figure.update_layout(height=90 + 34 * len(nats), margin={"t": 20, "l": 10, "r": 10, "b": 20}, **PLAIN)
+    return figure
+
+
+def score_lines(lines: Sequence[Mapping], score: str, layer: int, head: int) -> go.Figure:
+    """A score of every head over the tokens learned, from the "heads" of a log.jsonl; one head stands out."""
+    lines = [line for line in lines if score in line.get("heads", {})]
+    tokens = [line["tokens"] for line in lines]
+    course = np.array([line["heads"][score] for line in lines] or np.empty((0, 0, 0)))  # (lines, layers, heads)
+    figure = go.Figure()
+    for each, number in np.ndindex(course.shape[1:]):
+        chosen = (each, number) == (layer, head)
+        line = {"color": ORANGE if chosen else "rgba(0,114,178,0.25)", "width": 3 if chosen else 1}
+        figure.add_scatter(x=tokens, y=course[:, each, number], name=f"layer {each}, head {number}", mode="lines",
+                           showlegend=False, line=line)
+    figure.update_xaxes(title="tokens learned")
+    figure.update_yaxes(title=score.replace("_", " "))
+    figure.update_layout(height=320, margin={"t": 20, "l": 10, "r": 10, "b": 20},
+                         **{**PLAIN, "plot_bgcolor": "rgba(0,0,0,0)"})
     return figure

@@ -2,15 +2,11 @@
 token by token; to many replies drawn at once.
 """
 
-import csv
-import html
-import io
 import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from urllib.parse import quote
 
 import gradio as gr
 import torch
@@ -22,7 +18,7 @@ from tinygpt.generate import Decoder, Reply, candidates, fit_prompt, sayable
 from tinygpt.model import Cache
 from tinygpt.sampling import Sampling, idle, stages
 from tinygpt.tokenizer import EOS, MARKERS, SEP, Prompt
-from tinygpt.ui.visitor import Drawn, read_settings, too_long
+from tinygpt.ui.visitor import Drawn, html_table, link_to_csv, read_settings, too_long
 
 PRESETS = {
     "balanced": Sampling(),
@@ -312,19 +308,6 @@ def told(odds: dict[str, torch.Tensor]) -> list[str]:
         notes.append(f"{int(left.sum()):,} · {kept:.0%} · {bits:.1f} bits")
         before = stage
     return notes
-
-
-def html_table(header: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def link_to_csv(header: list[str], rows: list[list], name: str) -> str:
-    """A link that saves the table, made in the page itself: no file is kept on the server."""
-    text = io.StringIO()
-    csv.writer(text).writerows([header, *rows])
-    return f'<a download="{name}.csv" href="data:text/csv;charset=utf-8,{quote(text.getvalue())}">Save as CSV</a>'
 
 
 def title(name: str) -> str:

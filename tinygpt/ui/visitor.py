@@ -1,7 +1,13 @@
-"""What comes from a visitor, checked before any work is done, and what is remembered of the last reply."""
+"""What comes from a visitor, checked before any work is done; what is remembered of the last reply; and tables that
+visitors may take away.
+"""
 
+import csv
+import html
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from urllib.parse import quote
 
 from tinygpt.sampling import Sampling
 
@@ -32,3 +38,16 @@ def read_settings(values: Sequence[float]) -> Sampling:
         whole = isinstance(field.default, int)
         given[field.name] = int(value) if whole and isinstance(value, float) and value.is_integer() else value
     return Sampling(**given)
+
+
+def html_table(header: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def link_to_csv(header: list[str], rows: list[list], name: str) -> str:
+    """A link that saves the table, made in the page itself: no file is kept on the server."""
+    text = io.StringIO()
+    csv.writer(text).writerows([header, *rows])
+    return f'<a download="{name}.csv" href="data:text/csv;charset=utf-8,{quote(text.getvalue())}">Save as CSV</a>'
