@@ -45,7 +45,8 @@ CSS = """
 #attention { max-width: 1240px; margin: 0 auto; }
 #heads .grid { display: grid; gap: 6px; grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)); }
 #heads button { border: 1px solid var(--border-color-primary); border-radius: 6px; padding: 4px; text-align: left;
-                font-size: 11px; font-weight: 400; line-height: 1.3; background: none; cursor: pointer; color: var(--body-text-color); }
+                font-size: 11px; font-weight: 400; line-height: 1.3; background: none; cursor: pointer;
+                color: var(--body-text-color); }
 #heads button[aria-pressed=true] { outline: 3px solid var(--color-accent); }
 #heads img { width: 100%; image-rendering: pixelated; display: block; background: #fff; margin: 0 0 3px; }
 #sentence { line-height: 2; }
