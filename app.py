@@ -26,6 +26,9 @@ CSS = """
 #title .html-container { padding: 0; text-align: center; }
 #title h1 { font-size: 20px; font-weight: 650; margin: 0; }
 footer .divider { display: none !important; }
+table.plain { width: 100%; border-collapse: collapse; margin-bottom: 10px; }
+table.plain :is(th, td) { text-align: left; vertical-align: top; padding: 6px 10px 6px 0;
+                          border: 0 solid var(--border-color-primary); border-bottom-width: 1px; }
 .fillable { padding: 16px clamp(12px, 2.5vw, 32px) 8px !important; }
 """
 

@@ -121,7 +121,7 @@ def head_map(tokens: Sequence[str], weights: np.ndarray, scale: str = "linear") 
     low = -3.0 if scale == "logarithmic" else 0.0
     figure = go.Figure(go.Heatmap(
         z=shown, customdata=weights, zmin=low, zmax=0.0 if low else most, colorscale=WHITE_TO_BLUE, hoverongaps=False,
-        colorbar={"thickness": 12, "title": "weight", **ticks}, text=None,
+        colorbar={"thickness": 10, "len": 0.6, "orientation": "h", "y": 1.01, "yanchor": "bottom", **ticks},
         hovertemplate="from %{y}<br>to %{x}<br>weight %{customdata:.4f}<extra></extra>"))
     figure.update_xaxes(title="key: looked at", side="bottom", tickangle=-60, constrain="domain", **axis)
     figure.update_yaxes(title="query: looks", autorange="reversed", scaleanchor="x", constrain="domain", **axis)

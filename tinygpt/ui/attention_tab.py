@@ -44,6 +44,7 @@ this choice depends on; most depend on few ([Michel et al. 2019](https://arxiv.o
 CSS = """
 #attention { max-width: 1240px; margin: 0 auto; }
 #heads .grid { display: grid; gap: 6px; grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)); }
+@media (max-width: 800px) { #heads .grid { grid-template-columns: repeat(auto-fill, minmax(50px, 1fr)); } }
 #heads button { border: 1px solid var(--border-color-primary); border-radius: 6px; padding: 4px; text-align: left;
                 font-size: 11px; font-weight: 400; line-height: 1.3; background: none; cursor: pointer;
                 color: var(--body-text-color); }

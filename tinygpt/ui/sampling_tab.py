@@ -53,10 +53,6 @@ CSS = """
 #stages .js-plotly-plot { min-width: 720px; }
 #idle { min-height: 22px; }
 #steps, #variety { align-items: end; }
-#many table { width: 100%; border-collapse: collapse; margin-bottom: 10px; }
-#many th, #many td { text-align: left; vertical-align: top; padding: 6px 10px 6px 0;
-                     border: 0 solid var(--border-color-primary); border-bottom-width: 1px; }
-#many :is(th, td):nth-child(even) { width: 6em; }
 """
 
 

@@ -43,7 +43,7 @@ def read_settings(values: Sequence[float]) -> Sampling:
 def html_table(header: list[str], rows: list[list[str]]) -> str:
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in header)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table class='plain'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def link_to_csv(header: list[str], rows: list[list], name: str) -> str:
