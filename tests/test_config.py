@@ -20,7 +20,7 @@ WRONG = [  # setting, value, what the sentence must also say
     ("num_heads", 5, "380 or 385"), ("head", "softmax", "adaptive, tied"), ("optimizer", "sgd", "adamw, muon"),
     ("schedule", "step", "cosine, linear, constant"), ("precision", "int8", "auto, fp32, bf16, fp16"),
     ("embed_dim", "384", "whole number"), ("num_layers", 2.5, "whole number"), ("num_layers", True, "whole number"),
-    ("lr", "fast", "a number"), ("role_shift", 1, "true or false"), ("head", None, "text"),
+    ("lr", "fast", "a number"), ("shard", 1, "true or false"), ("head", None, "text"),
     ("replies_only", "prosocial", "list of texts"), ("replies_only", (1,), "list of texts"), ("device", 0, "text"),
     ("ema_decay", 1.0, "below 1"), ("accumulation", 0, "at least 1"), ("accumulation", 33, "at most 32"),
     ("compile", "maybe", "auto, yes, no"), ("shard", 1, "true or false")]
@@ -90,7 +90,7 @@ def test_settings_left_out_of_the_json_take_their_defaults():
 @pytest.mark.parametrize("values, said", [
     ({"n_layer": 8, "num_layers": 8}, "n_layer"), ({"num_layers": "8"}, "num_layers is '8'"),
     ({"num_layers": 8.0}, "num_layers is 8.0"), ({"lr": None}, "lr is None"), ({"dropout": False}, "dropout is False"),
-    ({"role_shift": "no"}, "role_shift is 'no'"), ({"replies_only": "all"}, "replies_only is 'all'"),
+    ({"shard": "no"}, "shard is 'no'"), ({"replies_only": "all"}, "replies_only is 'all'"),
     ({"replies_only": [3]}, "replies_only is"), ({"head": ["tied"]}, "head is"), ({"num_heads": 7}, "num_heads 7"),
     ({"seq_len": {}}, "seq_len is {}")])
 def test_a_wrong_config_json_is_one_message_with_file_and_value(values, said):

@@ -207,13 +207,12 @@ def test_every_turn_of_a_long_dialogue_is_whole_in_some_row(tokenizer):
             assert any(piece[a:a + len(wanted)] == wanted for piece in found for a in range(len(piece))), turn
 
 
-@pytest.mark.parametrize("bot_first, speaker", [(False, USER), (True, BOT)])
-def test_a_turn_longer_than_a_row_is_split_and_whole_in_sum(tokenizer, bot_first, speaker):
+def test_a_turn_longer_than_a_row_is_split_and_whole_in_sum(tokenizer):
     text = " ".join(random.Random(3).choices(WORDS, k=100))
-    pieces = list(encode([text, "bond"], "set", tokenizer, Config(seq_len=32), bot_first))
+    pieces = list(encode([text, "bond"], "set", tokenizer, Config(seq_len=32)))
     assert all(len(ids) <= 33 and ids[0] == BOS for ids, _ in pieces)
     assert all(learned == [i not in (BOS, USER, BOT) for i in ids] for ids, learned in pieces)
-    parts = [ids[2:] for ids, _ in pieces if ids[1] == speaker]
+    parts = [ids[2:] for ids, _ in pieces if ids[1] == USER]
     whole = [*tokenizer.encode(text), SEP]
     assert len(parts) > 3
     assert [i for part in parts for i in part][:len(whole)] == whole
@@ -221,7 +220,7 @@ def test_a_turn_longer_than_a_row_is_split_and_whole_in_sum(tokenizer, bot_first
 
 def test_only_the_bots_replies_are_learned_of_such_sets(tokenizer):
     dialogues = [["lira lira", "bond", "mux mux", "kast"], ["mux", "rast toven"]]
-    rows = rows_of(dialogues, tokenizer, name="prosocial_dialog", role_shift=True)
+    rows = rows_of(dialogues, tokenizer, name="prosocial_dialog")
     (row,) = [tokenizer.decode(row[learned]) for row, learned in zip(rows.ids, rows.learned, strict=True)]
     ids = rows.ids[rows.learned].tolist()
     assert sorted(row.split()) == ["bond", "kast", "rast", "toven"]
@@ -235,19 +234,9 @@ def test_replies_only_names_part_of_a_set(tokenizer):
         assert tokenizer.decode(rows.ids[rows.learned]) == learned
 
 
-def test_role_shift_learns_each_dialogue_from_both_sides(tokenizer, tmp_path):
-    dialogues = [["bond", "kast", "mux"], ["lira", "toven"]]
-    plain, both = (pieces_in(filled(tmp_path / str(shift), dialogues, tokenizer, role_shift=shift))
-                   for shift in (False, True))
-    assert plain == Counter(tuple(tokenizer.encode_dialogue(d)) for d in dialogues)
-    assert both == plain + Counter(tuple(tokenizer.encode_dialogue(d, bot_first=True)) for d in dialogues)
-    alone = filled(tmp_path / "replies", dialogues, tokenizer, name="prosocial", role_shift=True)
-    assert pieces_in(alone) == plain
-
-
 def test_no_row_holds_a_dialogue_twice(tokenizer, tmp_path):
     dialogues = random_dialogues(60)
-    rows = filled(tmp_path / "rows", dialogues, tokenizer, role_shift=True, copies=3, seq_len=128)
+    rows = filled(tmp_path / "rows", dialogues, tokenizer, copies=6, seq_len=128)
     begins = Counter()
     for row in rows.ids:
         texts = [tokenizer.decode(piece) for piece in pieces_of(row)]
@@ -323,7 +312,7 @@ def test_a_second_time_nothing_is_computed(source, cache, monkeypatch):
 def test_other_text_or_settings_are_prepared_anew(source, cache, tmp_path):
     prepare([source], SMALL)
     prepare([source], Config(vocab_size=500, seq_len=48))
-    prepare([source], Config(vocab_size=500, seq_len=32, role_shift=True))
+    prepare([source], Config(vocab_size=500, seq_len=32, copies=2))
     prepare([source], Config(vocab_size=500, seq_len=32, lr=0.5))  # this one does not touch the rows
     assert len(list(cache.iterdir())) == 3
     write(tmp_path / "talk" / "train.jsonl", random_dialogues(40)[:-1])

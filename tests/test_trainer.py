@@ -300,7 +300,7 @@ def test_a_second_start_in_the_same_folder_is_refused(make):
 def test_resuming_on_other_data_is_refused(make):
     make(epochs=1).start()
     with pytest.raises(TinyGPTError, match=r"data of .* has changed since its state was saved"):
-        make(epochs=1, role_shift=True).resume()
+        make(epochs=1, copies=2).resume()
 
 
 def test_resuming_on_one_changed_word_is_refused(sources, make, tmp_path):

@@ -37,8 +37,6 @@ class Config:
     """Output layer: adaptive softmax, or plain softmax sharing the token embedding (GPT-2's)."""
 
     # The data
-    role_shift: bool = False
-    """Learn each dialogue twice, the second time with the speakers' roles exchanged."""
     bpe_dropout: float = 0.0
     """Share of merges left out at random as training text is cut into tokens: words are learned by their parts too."""
     copies: int = 1
@@ -156,10 +154,10 @@ def is_like(value: object, default: object) -> bool:
 
 PRESETS: dict[str, Config] = {
     "reference": Config(),
-    "chat": Config(role_shift=True, optimizer="muon", lr=6e-3, dropout=0.1, weight_decay=0.1, schedule="linear",
-                   batch_size=16, eval_interval=400, eval_rows=512),
+    "chat": Config(bpe_dropout=0.1, copies=5, epochs=2, optimizer="muon", lr=6e-3, dropout=0.1, weight_decay=0.1,
+                   schedule="linear", batch_size=16, eval_interval=400, eval_rows=512),
     "nano": Config(vocab_size=1024, embed_dim=96, num_heads=3, num_layers=2, ff_hidden=384, dropout=0.0,
-                   role_shift=True, lr=3e-3, batch_size=16, epochs=40, eval_interval=50),
+                   lr=3e-3, batch_size=16, epochs=80, eval_interval=50),
 }
 
 

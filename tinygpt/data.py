@@ -122,7 +122,7 @@ def cache_folder() -> Path:
 
 def fingerprint(corpora: Sequence[Corpus], config: Config, tokenizer: Tokenizer | None) -> str:
     """A name for exactly this text under exactly these settings, and this version of the code that prepares it."""
-    settings = ("7", config.vocab_size, config.seq_len, config.role_shift, config.bpe_dropout, config.copies,
+    settings = ("8", config.vocab_size, config.seq_len, config.bpe_dropout, config.copies,
                 config.replies_only, config.seed)
     digest = hashlib.sha256(repr(settings).encode())
     digest.update(tokenizer.model if tokenizer else b"")
@@ -152,11 +152,11 @@ def fill(folder: Path, corpora: Sequence[Corpus], report: dict, tokenizer: Token
     for split in SPLITS[:2]:
         copies, dropout = (config.copies, config.bpe_dropout) if split == "train" else (1, 0.0)
         packed = []
-        for bot_first in (False, True)[:1 + config.role_shift] * copies:
+        for _ in range(copies):
             pieces = []  # packed by themselves: in one row with its copy, a dialogue could be copied, not learned
             for corpus in corpora:
                 for dialogue in tqdm(corpus.splits.get(split, ()), f"{corpus.name}: {split}", leave=False, delay=1):
-                    pieces += encode(dialogue, corpus.name, tokenizer, config, bot_first, dropout)
+                    pieces += encode(dialogue, corpus.name, tokenizer, config, dropout)
             packed.append(pack(pieces, config.seq_len + 1, tokenizer.vocab_size))
         ids, learned = (np.concatenate(parts) for parts in zip(*((r.ids, r.learned) for r in packed), strict=True))
         np.save(folder / f"{split}_ids.npy", ids)
@@ -403,20 +403,17 @@ def leaks(train: Sequence[Dialogue], evaluation: Iterable[Dialogue], min_words: 
 Piece = tuple[list[int], list[bool]]  # ids and, for each, whether it is learned
 
 
-def encode(dialogue: Dialogue, name: str, tokenizer: Tokenizer, config: Config, bot_first: bool = False,
+def encode(dialogue: Dialogue, name: str, tokenizer: Tokenizer, config: Config,
            dropout: float = 0.0) -> Iterator[Piece]:
-    """A dialogue as pieces that fit a row, each `<s>` and then turns from the first word on; none with `bot_first` if
-    only the Bot's replies are learned.
+    """A dialogue as pieces that fit a row, each `<s>` and then turns from the first word on.
 
     Where a turn no longer fits, the row is filled with its beginning and the next piece starts with that turn, whole;
     only a turn longer than a row is cut for good. What a speaker says is learned, with the marker that ends it;
     `<s>`, `User:` and `Bot:` are always given.
     """
     replies_only = any(part in name for part in config.replies_only)
-    if replies_only and bot_first:
-        return
     ids, learned = [BOS], [False]
-    for turn in tokenizer.encode_turns(dialogue, bot_first, dropout):
+    for turn in tokenizer.encode_turns(dialogue, dropout=dropout):
         learn = not replies_only or turn[0] == BOT
         for start in range(1, len(turn), config.seq_len - 1):
             part = [turn[0], *turn[start:start + config.seq_len - 1]]
