@@ -113,3 +113,7 @@ def test_a_command_turns_a_users_mistake_into_one_message(error, said, capsys):
 def test_a_command_does_not_hide_a_fault_of_the_program():
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 / 0)
+
+
+def test_a_setting_of_earlier_versions_is_passed_over():
+    assert from_json({**to_json(Config()), "role_shift": True}, "config.json") == Config()

@@ -161,6 +161,9 @@ PRESETS: dict[str, Config] = {
 }
 
 
+RETIRED = {"role_shift"}  # settings of earlier versions, which a checkpoint's config.json may still name
+
+
 def to_json(config: Config) -> dict:
     """`config` as plain JSON values, in the order of its fields."""
     return dataclasses.asdict(config)
@@ -168,6 +171,7 @@ def to_json(config: Config) -> dict:
 
 def from_json(values: dict, origin: str) -> Config:
     """The `Config` that `to_json` wrote; `origin` names the file in the error for a value that does not fit."""
+    values = {name: value for name, value in values.items() if name not in RETIRED}
     unknown = sorted(set(values) - {field.name for field in dataclasses.fields(Config)})
     if unknown:
         raise TinyGPTError(f"{origin} has settings unknown to this version: {', '.join(unknown)}. "
