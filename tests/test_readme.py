@@ -31,9 +31,10 @@ def test_the_parameters_are_those_of_the_model():
     assert {name: int(number.replace(",", "")) for name, number in told.items()} == counted
 
 
-def test_the_first_python_snippet_runs(monkeypatch, capsys):
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_python_snippets_run(number, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    snippet = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    snippet = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[number]
     exec(snippet, {})
     assert len(capsys.readouterr().out.split()) > 2
 
