@@ -8,9 +8,11 @@ from typing import Annotated
 import tyro
 
 from tinygpt import parallel
-from tinygpt.config import PRESETS, Config, TinyGPTError, run_command
+from tinygpt.checkpoint import load_config
+from tinygpt.config import PRESETS, SIZES, Config, TinyGPTError, run_command
 from tinygpt.data import Prepared, prepare
 from tinygpt.learner import choose_dtype
+from tinygpt.tokenizer import Tokenizer
 from tinygpt.trainer import Trainer, load_run, plan, refuse_used
 
 
@@ -29,6 +31,8 @@ class Command:
     """JSON-lines files, folders of them (train.jsonl, validation.jsonl), or Hugging Face Hub sets."""
     out: Path = Path("checkpoints/run")
     """Folder for the checkpoint, the log and the resumable state."""
+    init: Path | None = None
+    """Start from this checkpoint's weights, with its sizes and its tokenizer, instead of from nothing."""
     resume: Path | None = None
     """Go on with the run in this folder; every setting comes from there, so give no other flag."""
     plan: bool = False
@@ -46,7 +50,11 @@ def main() -> None:
     if command.resume and (replace(command, resume=None) != given or preset != "reference"):
         raise TinyGPTError("--resume takes every setting from the run it goes on with; leave out the other flags, or "
                            "start a new run with them.")
-    config, sources = load_run(command.resume) if command.resume else (command.config, command.data)
+    config, sources, init = command.config, command.data, command.init
+    if command.resume:
+        config, sources, init = load_run(command.resume)
+    elif init:
+        config = sized_like(load_config(init), config, PRESETS[preset])
     if not command.resume and not command.plan:
         refuse_used(command.out)
     with parallel.joined(config.device):
@@ -54,7 +62,9 @@ def main() -> None:
             raise TinyGPTError("--shard spreads the parameters over several processes; start them with torchrun "
                                "--nproc-per-node=N train.py ..., or leave it out.")
         choose_dtype(config.precision, parallel.own_device(config.device))  # before minutes of preparation
-        trainer = Trainer(config, prepare_once(sources, config), command.resume or command.out, sources)
+        tokenizer = Tokenizer.load((command.resume or init) / "tokenizer.model") if init else None
+        data = prepare_once(sources, config, tokenizer)
+        trainer = Trainer(config, data, command.resume or command.out, sources, init)
         if command.plan:
             foretold = plan(trainer)
             if trainer.writes:
@@ -65,11 +75,22 @@ def main() -> None:
             trainer.start()
 
 
-def prepare_once(sources: list[str], config: Config) -> Prepared:
+def sized_like(init: Config, config: Config, preset: Config) -> Config:
+    """`config` with the sizes of the checkpoint to start from. Raises TinyGPTError for a size asked for otherwise."""
+    sizes = {name: getattr(init, name) for name in SIZES}
+    asked = [name for name in SIZES if getattr(config, name) not in (getattr(preset, name), sizes[name])]
+    if asked:
+        raise TinyGPTError(f"--init takes the sizes of its checkpoint ({asked[0]} {sizes[asked[0]]}, not "
+                           f"{getattr(config, asked[0])}); leave out --{asked[0].replace('_', '-')}, or start without "
+                           "--init.")
+    return replace(config, **sizes)
+
+
+def prepare_once(sources: list[str], config: Config, tokenizer: Tokenizer | None) -> Prepared:
     """The first process prepares the data, the others then open it."""
     if parallel.rank():
         parallel.barrier()
-    data = prepare(sources, config)
+    data = prepare(sources, config, tokenizer)
     if not parallel.rank():
         parallel.barrier()
     return data

@@ -8,12 +8,13 @@ from conftest import open_browser, served
 from playwright.sync_api import expect, sync_playwright
 
 SCREENS = {"desktop": (1280, 800), "phone": (375, 812)}
+TABS = (("Sampling", "#source", "#stages"), ("Attention", "#attention-source", "#head-map"))
 MESSAGES = ("Hi! How are you today?", "I lost my keys and I am late for work.", "What should I cook for dinner?")
 
 
 def photograph(checkpoint: Path = Path("checkpoints/tinygpt-chat"),
                out: Path = Path(tempfile.gettempdir()) / "tinygpt-screenshots") -> None:
-    """Save the page at its start, in a conversation and after a message that is too long.
+    """Save the page at its start, in a conversation, after a message that is too long, and the other tabs on its reply.
 
     Args:
         checkpoint: Checkpoint folder, as train.py writes it.
@@ -41,6 +42,12 @@ def photograph(checkpoint: Path = Path("checkpoints/tinygpt-chat"),
                 expect(page.get_by_test_id("toast-body")).to_be_visible()
                 page.wait_for_timeout(500)
                 page.screenshot(path=out / f"{screen}-{scheme}-too-long.png")
+                for tab, source, shown in TABS:
+                    page.get_by_role("tab", name=tab).click()
+                    page.locator(source).get_by_label("the chat's last reply").click()
+                    expect(page.locator(f"{shown} .js-plotly-plot")).to_be_visible(timeout=30_000)
+                    page.wait_for_timeout(4_000)
+                    page.screenshot(path=out / f"{screen}-{scheme}-{tab.lower()}.png", full_page=True)
                 page.close()
         browser.close()
     print(f"{len(list(out.glob('*.png')))} pictures are in {out}")

@@ -160,7 +160,7 @@ PRESETS: dict[str, Config] = {
                    lr=3e-3, batch_size=16, epochs=80, eval_interval=50),
 }
 
-
+SIZES = ("vocab_size", "seq_len", "embed_dim", "num_heads", "num_layers", "ff_hidden", "head")  # what weights must fit
 RETIRED = {"role_shift"}  # settings of earlier versions, which a checkpoint's config.json may still name
 
 

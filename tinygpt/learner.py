@@ -119,6 +119,11 @@ class Learner:
         model.load_state_dict(weights, assign=True)
         return model.eval()
 
+    def begin_with(self, model: TinyGPT) -> None:
+        """Takes up the weights of a model of the same sizes."""
+        self.load_tensors({f"{kind}/{name}": parameter for kind in ("model", "average")
+                           for name, parameter in model.named_parameters()})
+
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that the next step depends on, whole and on the CPU. Every process must ask."""
         tensors = {}

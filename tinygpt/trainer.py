@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from tinygpt import parallel
 from tinygpt.attention import head_scores
-from tinygpt.checkpoint import read_tensors, save_checkpoint, write_atomically, write_tensors
+from tinygpt.checkpoint import load_checkpoint, read_tensors, save_checkpoint, write_atomically, write_tensors
 from tinygpt.config import Config, TinyGPTError, from_json, to_json
 from tinygpt.data import Prepared, Rows
 from tinygpt.figures import training_page
@@ -36,11 +36,13 @@ class Trainer:
     """Trains a TinyGPT on prepared rows and keeps the one with the lowest validation loss in `folder`.
 
     Writes the checkpoint (see checkpoint.py), log.jsonl with a line every ten steps and every validation, curves.html,
-    run.json (data sources and report), and state/ from which `Trainer.resume` goes on. The processes that torchrun
-    starts share every batch, and the first one writes. Raises TinyGPTError if the folder already holds a run.
+    run.json (data sources and report), and state/ from which `Trainer.resume` goes on. `init` is a checkpoint of the
+    same sizes and tokenizer whose weights `start` begins with. The processes that torchrun starts share every batch,
+    and the first one writes. Raises TinyGPTError if the folder already holds a run.
     """
 
-    def __init__(self, config: Config, data: Prepared, folder: str | Path, sources: list[str]):
+    def __init__(self, config: Config, data: Prepared, folder: str | Path, sources: list[str],
+                 init: Path | None = None):
         self.folder = Path(folder)
         self.config = replace(config, vocab_size=data.tokenizer.vocab_size)
         self.data = data
@@ -49,7 +51,8 @@ class Trainer:
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
         self.total_steps = max(1, round(config.epochs * self.steps_per_epoch))
         sources = [str(Path(source).resolve()) if Path(source).exists() else source for source in sources]
-        self.run = {"sources": sources, "config": to_json(config), "data": data.report}
+        self.init = init
+        self.run = {"sources": sources, "init": str(init) if init else None, "config": to_json(config), "data": data.report}
         self.writes = parallel.rank() == 0
         self.step = 0  # steps done
         self.tokens = 0  # tokens learned
@@ -61,8 +64,11 @@ class Trainer:
         self.stopping = False  # one reached any of them
 
     def start(self) -> None:
-        """Trains from the beginning."""
+        """Trains from the beginning, or from the weights of `init`."""
         refuse_used(self.folder)
+        if self.init:
+            model, _ = load_checkpoint(self.init, "cpu")
+            self.learner.begin_with(model)
         parallel.barrier()  # no process writes before all have looked
         try:
             if self.writes:
@@ -336,8 +342,10 @@ def refuse_used(folder: str | Path) -> None:
         raise TinyGPTError(f"{folder} already holds a run; go on with --resume {folder}, or give another --out.")
 
 
-def load_run(folder: str | Path) -> tuple[Config, list[str]]:
-    """Config as it was asked for and data sources of a run that can go on. Raises TinyGPTError if there is none."""
+def load_run(folder: str | Path) -> tuple[Config, list[str], Path | None]:
+    """Config as it was asked for, data sources, and the checkpoint it began with, of a run that can go on. Raises
+    TinyGPTError if there is none.
+    """
     folder = Path(folder)
     if not (folder / "state" / "state.safetensors").exists() or not (folder / "run.json").exists():
         raise TinyGPTError(f"{folder} holds no run to go on with (no state/state.safetensors); start one in a "
@@ -345,7 +353,8 @@ def load_run(folder: str | Path) -> tuple[Config, list[str]]:
     path = folder / "run.json"
     try:
         run = json.loads(path.read_text())
-        return from_json(run["config"], str(path)), list(run["sources"])
+        init = run.get("init")
+        return from_json(run["config"], str(path)), list(run["sources"]), Path(init) if init else None
     except (ValueError, KeyError, TypeError):
         raise TinyGPTError(f"{path} is damaged, so the run cannot go on; put back the file that train.py wrote, or "
                            "start a new run.") from None
