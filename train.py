@@ -62,7 +62,7 @@ def main() -> None:
             raise TinyGPTError("--shard spreads the parameters over several processes; start them with torchrun "
                                "--nproc-per-node=N train.py ..., or leave it out.")
         choose_dtype(config.precision, parallel.own_device(config.device))  # before minutes of preparation
-        tokenizer = Tokenizer.load((command.resume or init) / "tokenizer.model") if init else None
+        tokenizer = Tokenizer.load((command.resume or init) / "tokenizer.model") if init else None  # the run has a copy
         data = prepare_once(sources, config, tokenizer)
         trainer = Trainer(config, data, command.resume or command.out, sources, init)
         if command.plan:

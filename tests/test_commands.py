@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--preset", "nano", "--embed-dim", "32", "--num-heads", "2", "--num-layers", "1", "--ff-hidden", "64",
@@ -80,6 +82,34 @@ def test_the_checkpoint_chats(trained):
     assert (code, error) == (0, "")
     assert [line[:5] for line in out.splitlines() if line] == ["Say s", "Bot: ", "Bot: ", "(a ne", "Bot: "]
     assert all(len(line) > len("Bot: ") for line in out.splitlines() if line.startswith("Bot: "))
+
+
+def test_a_run_begins_with_the_weights_of_another(trained, run, tmp_path):
+    data, begun = tmp_path / "other", tmp_path / "begun"
+    data.mkdir()
+    turns = '{"turns": ["Do you sell zebra crossings, number %d?", "We sell %d of them, sir."]}\n'
+    (data / "train.jsonl").write_text("".join(turns % (n, n) for n in range(40)), "utf-8")
+    code, _, error = run("train.py", "--preset", "nano", "--init", trained[0], "--lr", "1e-9", "--epochs", "1",
+                         "--device", "cpu", "--data", data, "--out", begun)
+    assert code == 0, error
+    assert (begun / "tokenizer.model").read_bytes() == (trained[0] / "tokenizer.model").read_bytes()
+    before, after = load_file(trained[0] / "model.safetensors"), load_file(begun / "model.safetensors")
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+    moved = tmp_path / "moved"  # the first checkpoint may be gone when the run goes on
+    trained[0].rename(moved)
+    try:
+        code, _, error = run("train.py", "--resume", begun)
+    finally:
+        moved.rename(trained[0])
+    assert code == 0, error
+
+
+def test_a_size_that_the_first_weights_do_not_have_is_refused(trained, run, tmp_path):
+    error = refused(run("train.py", "--preset", "nano", "--init", trained[0], "--num-layers", "3", "--out",
+                        tmp_path / "run"))
+    assert "num_layers 1, not 3" in error and "--num-layers" in error
+    error = refused(run("train.py", "--init", tmp_path, "--out", tmp_path / "run"))
+    assert f"{tmp_path} is not a checkpoint" in error
 
 
 def test_a_plan_trains_nothing(run, tmp_path):

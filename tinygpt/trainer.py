@@ -52,7 +52,8 @@ class Trainer:
         self.total_steps = max(1, round(config.epochs * self.steps_per_epoch))
         sources = [str(Path(source).resolve()) if Path(source).exists() else source for source in sources]
         self.init = init
-        self.run = {"sources": sources, "init": str(init) if init else None, "config": to_json(config), "data": data.report}
+        self.run = {"sources": sources, "init": str(init.resolve()) if init else None, "config": to_json(config),
+                    "data": data.report}
         self.writes = parallel.rank() == 0
         self.step = 0  # steps done
         self.tokens = 0  # tokens learned
@@ -74,6 +75,7 @@ class Trainer:
             if self.writes:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_atomically(self.folder / "run.json", json.dumps(self.run, indent=1).encode())
+                write_atomically(self.folder / "tokenizer.model", self.data.tokenizer.model)
             self.save_state()  # first, so that a folder that holds a run is always one that can go on
             self.save_model()
         except OSError as error:
