@@ -37,13 +37,14 @@ def build_page(engine: Engine, log: Sequence[Mapping] = ()) -> gr.Blocks:
     """The page, ready to be launched. `log`: the lines of the model's log.jsonl, if there are any."""
     with gr.Blocks(title="TinyGPT", analytics_enabled=False) as page:
         gr.HTML("<h1>TinyGPT</h1>", elem_id="title")
-        with gr.Tab("Chat"):
-            chat = chat_tab.ChatTab(engine)
-        with gr.Tab("Sampling") as sampling_page:
-            sampling = sampling_tab.SamplingTab(engine)
-        with gr.Tab("Attention") as attention_page:
-            attention = attention_tab.AttentionTab(engine, sampling.last, log)
-        chat.wire(sampling.settings, sampling.last)
+        with gr.Tabs() as tabs:
+            with gr.Tab("Chat"):
+                chat = chat_tab.ChatTab(engine)
+            with gr.Tab("Sampling", id="sampling") as sampling_page:
+                sampling = sampling_tab.SamplingTab(engine, chat.spoken)
+            with gr.Tab("Attention", id="attention") as attention_page:
+                attention = attention_tab.AttentionTab(engine, chat.spoken, log)
+        chat.wire(sampling.settings, tabs, [sampling.source, attention.source])
         sampling.show(sampling_page)
         attention.show(attention_page)
     return page.queue(max_size=64)

@@ -44,7 +44,7 @@ def photograph(checkpoint: Path = Path("checkpoints/tinygpt-chat"),
                 page.screenshot(path=out / f"{screen}-{scheme}-too-long.png")
                 for tab, source, shown in TABS:
                     page.get_by_role("tab", name=tab).click()
-                    page.locator(source).get_by_label("the chat's last reply").click()
+                    page.locator(source).get_by_label("the chat's reply").click()
                     expect(page.locator(f"{shown} .js-plotly-plot")).to_be_visible(timeout=30_000)
                     page.wait_for_timeout(4_000)
                     page.screenshot(path=out / f"{screen}-{scheme}-{tab.lower()}.png", full_page=True)

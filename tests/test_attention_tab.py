@@ -187,7 +187,7 @@ def test_a_student_finds_their_way(tiny_checkpoint):
             page.keyboard.press("Escape")
             page.get_by_role("button", name="Measure every head").click()
             expect(page.locator("#importance .js-plotly-plot")).to_be_visible(timeout=20_000)
-            page.get_by_label("the chat's last reply").last.click()
+            page.get_by_label("the chat's reply").last.click()
             expect(page.locator("#attention-note")).to_contain_text("There is no reply yet")
             assert not foreign and not errors
         browser.close()

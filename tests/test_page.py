@@ -102,6 +102,22 @@ def chat(browser, url):
     assert not foreign and not errors
 
 
+def test_any_reply_can_be_looked_into(chat):
+    chat.ask("Hello!")
+    chat.ask("What now?")
+    sentence, buttons = chat.page.locator("#sentence"), chat.page.get_by_role("button", name="Inspect attention")
+    expect(buttons).to_have_count(2)
+    buttons.first.click()
+    expect(sentence).to_contain_text("Hello!", timeout=20_000)
+    expect(sentence).not_to_contain_text("now?")
+    chat.page.get_by_role("tab", name="Chat").click()
+    buttons.last.click()
+    expect(sentence).to_contain_text("now?", timeout=20_000)
+    chat.page.get_by_role("tab", name="Chat").click()
+    chat.page.get_by_role("button", name="Why these words?").first.click()
+    expect(chat.page.locator("#summary")).to_contain_text("Drawn was", timeout=20_000)
+
+
 def test_reply_streams_in(chat):
     expect(chat.page).to_have_title("TinyGPT")
     chat.say("Hello, slowly!")

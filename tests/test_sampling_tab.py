@@ -25,7 +25,7 @@ def tab(tiny_checkpoint):
     import gradio as gr
 
     with gr.Blocks():
-        return SamplingTab(Engine(*load_checkpoint(tiny_checkpoint, "cpu")))
+        return SamplingTab(Engine(*load_checkpoint(tiny_checkpoint, "cpu")), gradio.State(None))
 
 
 def place(source="message", message="Hello!", position=1, last=None, said=(), **settings):
@@ -209,7 +209,7 @@ def test_in_the_browser_a_setting_reaches_the_chat_and_its_reply_the_picture(tin
                     page.get_by_label("Clear").click()
             assert replies[0] == replies[1]  # greedy, from the other tab
             page.get_by_role("tab", name="Sampling").click()
-            page.get_by_label("the chat's last reply").click()
+            page.get_by_label("the chat's reply").click()
             expect(page.locator("#summary")).to_contain_text("Drawn was")
             page.get_by_label("this message").click()
             written = page.locator("#written textarea")

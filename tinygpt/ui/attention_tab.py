@@ -15,7 +15,7 @@ from tinygpt.generate import Decoder, Reply
 from tinygpt.model import TinyGPT
 from tinygpt.sampling import Sampling
 from tinygpt.tokenizer import Prompt
-from tinygpt.ui.visitor import Drawn, html_table, link_to_csv, too_long
+from tinygpt.ui.visitor import Drawn, html_table, link_to_csv, sent, too_long
 
 EXAMPLES = {
     "a name that returns": "My friend Maria is ill. I want to visit Maria tomorrow. What should I bring",
@@ -63,12 +63,12 @@ TRIGGER = """element.addEventListener('click', event => {
 
 
 class AttentionTab:
-    """Draws the views into the Blocks around it. `last` holds the chat's last reply, a `Drawn`; `log` the lines of the
-    model's log.jsonl.
+    """Draws the views into the Blocks around it. `spoken` holds the chat's reply to look at, a `Drawn`; `log` the lines
+    of the model's log.jsonl.
     """
 
-    def __init__(self, engine: Engine, last: gr.State, log: Sequence[Mapping] = ()):
-        self.engine, self.model, self.tokenizer, self.last, self.log = engine, engine.model, engine.tokenizer, last, log
+    def __init__(self, engine: Engine, spoken: gr.State, log: Sequence[Mapping] = ()):
+        self.model, self.tokenizer, self.spoken, self.log = engine.model, engine.tokenizer, spoken, log
         config = engine.model.config
         self.layers, self.heads = config.num_layers, config.num_heads
         self.induction = lru_cache(1)(lambda: look.induction_scores(self.model))
@@ -76,7 +76,7 @@ class AttentionTab:
         with gr.Column(elem_id="attention"):
             gr.Markdown(ABOUT.format(heads=self.layers * self.heads))
             with gr.Row():
-                self.source = gr.Radio([("this text", "text"), ("the chat's last reply", "reply")], value="text",
+                self.source = gr.Radio([("this text", "text"), ("the chat's reply", "reply")], value="text",
                                        label="Look at", elem_id="attention-source")
                 self.example = gr.Dropdown(list(EXAMPLES), value=None, label="Examples", elem_id="attention-example")
             self.text = gr.Textbox(next(iter(EXAMPLES.values())), label="Text", max_lines=4, elem_id="attention-text")
@@ -118,7 +118,7 @@ class AttentionTab:
     def wire(self) -> None:
         quiet = {"show_progress": "hidden", "api_visibility": "private", "concurrency_id": "look",
                  "concurrency_limit": 2}
-        text = [self.source, self.text, self.last]
+        text = [self.source, self.text, self.spoken]
         overview = self.show_overview, [*text, self.order, self.layer, self.head], [self.overview, self.note]
         head = (self.show_head, [*text, self.layer, self.head, self.scale, self.query],
                 [self.picture, self.summary, self.sentence, self.saving])
@@ -127,7 +127,7 @@ class AttentionTab:
         course = self.show_course, [self.score, self.layer, self.head], [self.course, self.course_note]
         self.example.input(lambda name: (EXAMPLES[name], "text"), self.example, [self.text, self.source], **quiet)
         self.show = lambda tab: gr.on(
-            [tab.select, self.source.change, self.text.submit, self.example.input], lambda: -1, None, self.query,
+            [tab.select, self.source.input, self.text.submit, self.example.input], lambda: -1, None, self.query,
             **quiet).then(*overview, **quiet).then(*head, **quiet).then(*lens, **quiet).then(*without, **quiet)
         self.order.change(*overview, **quiet)
         gr.on([self.layer.change, self.head.change], *head, trigger_mode="always_last", **quiet).then(
@@ -141,15 +141,15 @@ class AttentionTab:
 
     # ------------------------------------------------------------------------------------------------- the text
 
-    def read(self, source: str, text: str, last: Drawn | None, reply: bool = True) -> tuple[list[int], str]:
+    def read(self, source: str, text: str, spoken: Drawn | None, reply: bool = True) -> tuple[list[int], str]:
         """The tokens to look at, with the chat's `reply` or up to where it begins, and what had to be left out.
         Raises TinyGPTError if there are none.
         """
         longest = self.model.config.seq_len
         if source == "reply":
-            if not last:
+            if not spoken:
                 raise TinyGPTError("There is no reply yet: say something in the chat first.")
-            ids = [*last.prompt, *last.reply] if reply else last.prompt
+            ids = [*spoken.prompt, *spoken.reply] if reply else spoken.prompt
             cut = max(0, len(ids) - longest)
             return ids[cut:], f"The first {cut} tokens are left out: the model sees {longest}." if cut else ""
         if problem := too_long(text):
@@ -163,11 +163,11 @@ class AttentionTab:
 
     # ------------------------------------------------------------------------------------------------- the heads
 
-    def show_overview(self, source: str, text: str, last: Drawn | None, order: str, layer: int,
+    def show_overview(self, source: str, text: str, spoken: Drawn | None, order: str, layer: int,
                       head: int) -> tuple[str, str]:
         """All heads as small pictures, and a note on the text."""
         try:
-            ids, note = self.read(source, text, last)
+            ids, note = self.read(source, text, spoken)
         except TinyGPTError as error:
             return "", str(error)
         ids = torch.tensor(ids)
@@ -196,11 +196,11 @@ class AttentionTab:
     def choose_query(self, event: gr.EventData) -> int:
         return chosen_in(event)
 
-    def show_head(self, source: str, text: str, last: Drawn | None, layer: int, head: int, scale: str,
+    def show_head(self, source: str, text: str, spoken: Drawn | None, layer: int, head: int, scale: str,
                   query: int) -> tuple:
         """One head's map, a sentence on it, the text with the chosen query's weights, and the link to a CSV."""
         try:
-            ids, _ = self.read(source, text, last)
+            ids, _ = self.read(source, text, spoken)
             look.head_mask(self.model, [(layer, head)])
         except TinyGPTError as error:
             return gr.Plot(None), str(error), "", ""
@@ -223,10 +223,10 @@ class AttentionTab:
 
     # ------------------------------------------------------------------------------------------------- what it does
 
-    def show_lens(self, source: str, text: str, last: Drawn | None) -> tuple:
+    def show_lens(self, source: str, text: str, spoken: Drawn | None) -> tuple:
         """What each layer would say at the last tokens, and the link to a CSV."""
         try:
-            ids, _ = self.read(source, text, last)
+            ids, _ = self.read(source, text, spoken)
         except TinyGPTError:
             return gr.Plot(None), ""
         seen = look.inspect(self.model, ids)
@@ -237,10 +237,10 @@ class AttentionTab:
                 for layer, (tokens, row) in enumerate(zip(said, odds, strict=True))]
         return lens_map(names, said, odds.numpy()), link_to_csv(["layer", *names], rows, "layers")
 
-    def show_without(self, source: str, text: str, last: Drawn | None, removed: list[str], how: str) -> str:
+    def show_without(self, source: str, text: str, spoken: Drawn | None, removed: list[str], how: str) -> str:
         """The next token and the likeliest reply with all heads and without some, as HTML."""
         try:
-            ids, _ = self.read(source, text, last, reply=False)
+            ids, _ = self.read(source, text, spoken, reply=False)
             seen = look.inspect(self.model, ids)
             lesion = look.without(self.model, seen, heads_of(removed), how)
         except TinyGPTError as error:
@@ -263,10 +263,10 @@ class AttentionTab:
             decoder.step()
         return reply.text
 
-    def show_importance(self, source: str, text: str, last: Drawn | None) -> object:
+    def show_importance(self, source: str, text: str, spoken: Drawn | None) -> object:
         """What each head's removal changes in the distribution of the reply's first token."""
         try:
-            ids, _ = self.read(source, text, last, reply=False)
+            ids, _ = self.read(source, text, spoken, reply=False)
         except TinyGPTError as error:
             raise gr.Error(str(error), print_exception=False) from None
         return importance_map(look.head_importance(self.model, look.inspect(self.model, ids)).cpu().numpy())
@@ -280,7 +280,7 @@ class AttentionTab:
 
 def chosen_in(event: gr.EventData) -> int:
     """The number of the button that was clicked; -1 for anything else that was sent."""
-    chosen = event._data.get("chosen") if isinstance(event._data, dict) else None
+    chosen = sent(event, "chosen")
     return chosen if type(chosen) is int else -1
 
 

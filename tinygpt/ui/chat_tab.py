@@ -13,7 +13,7 @@ from tinygpt.engine import Engine, Ticket
 from tinygpt.model import TinyGPT
 from tinygpt.sampling import Sampling
 from tinygpt.tokenizer import Prompt, normalize
-from tinygpt.ui.visitor import Drawn, read_settings, too_long
+from tinygpt.ui.visitor import Drawn, read_settings, sent, too_long
 
 EXAMPLES = (
     "Hi! How are you today?",
@@ -43,13 +43,32 @@ CSS = """
 #message button { margin: 0 7px 7px 0; }
 #chat .html-container { padding: 0; }
 #chat [data-testid="status-tracker"] { display: none; }
+#inspect { display: none; }
+#conversation .message-buttons .inspect { font-size: 12px; padding: 2px 6px; color: var(--body-text-color-subdued); }
+#conversation .message-buttons .inspect:hover { color: var(--body-text-color); text-decoration: underline; }
 #note { flex: none; min-height: 36px; text-align: center; font-size: 13px; }
 #note * { font-size: inherit; color: var(--body-text-color-subdued); }
 """
+INSPECT = """const chat = element.closest('#chat');
+const label = () => chat.querySelectorAll('#conversation .message-buttons-left').forEach((panel, reply) => {
+  if (panel.querySelector('.inspect')) return;
+  for (const [tab, text] of [['sampling', 'Why these words?'], ['attention', 'Inspect attention']]) {
+    const button = document.createElement('button');
+    button.className = 'inspect';
+    button.textContent = text;
+    button.onclick = () => trigger('click', {reply, tab});
+    panel.firstElementChild.append(button);
+  }
+});
+new MutationObserver(label).observe(chat, {childList: true, subtree: true});"""  # Gradio's buttons are all its own
 
 
 class ChatTab:
-    """Draws the chat into the Blocks around it; `wire` makes it answer, with the settings of the sampling tab."""
+    """Draws the chat into the Blocks around it; `wire` makes it answer, with the settings of the sampling tab.
+
+    `drawn` holds how each reply of the conversation was drawn, a list of `Drawn`, and `spoken` the one that the other
+    tabs look at: the last, or the one that was chosen.
+    """
 
     def __init__(self, engine: Engine):
         self.engine = engine
@@ -63,43 +82,50 @@ class ChatTab:
                 elem_id="message", label="Your message", show_label=False, container=False, autofocus=True, max_lines=4,
                 placeholder="Say something", submit_btn=True)
             self.note = gr.HTML(NOTICE, elem_id="note")
+            self.inspect = gr.HTML(elem_id="inspect", js_on_load=INSPECT)
+        self.drawn = gr.State([], time_to_live=3600)
+        self.spoken = gr.State(None, time_to_live=3600)
 
-    def wire(self, settings: list[gr.components.Component], last: gr.State) -> None:
+    def wire(self, settings: list[gr.components.Component], tabs: gr.Tabs, sources: list[gr.Radio]) -> None:
         """Every event to its handler. Only one reply streams at a time: meanwhile the Chatbot locks its retry, undo and
         edit buttons, the style sheet hides clear (words on their way would refill the chat), and Enter does nothing.
-        `settings` are read at each reply; `last` is told how the reply was drawn.
+        `settings` are read at each reply; in the other `tabs`, `sources` choose between it and another text.
         """
         drawn = {"outputs": [self.message, self.conversation, self.note], "show_progress": "hidden",
                  "api_visibility": "private"}
-        replying = {**drawn, "outputs": [*drawn["outputs"], last], **RUNS_THE_MODEL}
+        replying = {**drawn, "outputs": [*drawn["outputs"], self.drawn, self.spoken], **RUNS_THE_MODEL}
+        talk = [self.conversation, self.drawn, *settings]
         replies = [
-            self.message.submit(self.send, [self.message, self.conversation, *settings], **replying),
-            self.conversation.retry(self.retry, [self.conversation, *settings], **replying),
-            self.conversation.edit(self.edit, [self.conversation, *settings], **replying),
+            self.message.submit(self.send, [self.message, *talk], **replying),
+            self.conversation.retry(self.retry, talk, **replying),
+            self.conversation.edit(self.edit, talk, **replying),
             self.conversation.example_select(self.begin, settings, **replying)]
         for reply in replies:  # an event of its own: a message sent in the last moment of a reply would be ignored
             reply.success(ready, None, self.message, queue=False, show_progress="hidden", api_visibility="private")
         self.message.stop(lambda: (ready(), gr.skip(), gr.skip()), None, cancels=replies, queue=False, **drawn)
-        drawn["outputs"] = [*drawn["outputs"], last]
-        self.conversation.undo(self.undo, self.conversation, queue=False, **drawn)
-        self.conversation.clear(lambda: (ready(), [], NOTICE, None), None, queue=False, **drawn)
+        drawn["outputs"] = replying["outputs"]
+        self.conversation.undo(self.undo, [self.conversation, self.drawn], queue=False, **drawn)
+        self.conversation.clear(lambda: shown(ready(), [], NOTICE, []), None, queue=False, **drawn)
+        self.inspect.click(self.choose, [self.drawn, self.spoken], [self.spoken, tabs, *sources], queue=False,
+                           show_progress="hidden", api_visibility="private")
         gr.api(self.chat, api_name="chat", **RUNS_THE_MODEL)
 
-    def send(self, message: str, history: list[dict], *settings: float) -> Iterator[tuple]:
+    def send(self, message: str, history: list[dict], drawn: list[Drawn], *settings: float) -> Iterator[tuple]:
         """A new message from the text box, which keeps one that cannot be answered."""
         if acceptable(message):
-            yield from self.reply([*history, said("user", message.strip())], settings, typing=True)
+            yield from self.reply([*history, said("user", message.strip())], drawn, settings, typing=True)
         else:
             yield shown()
 
-    def retry(self, history: list[dict], clicked: gr.RetryData, *settings: float) -> Iterator[tuple]:
+    def retry(self, history: list[dict], drawn: list[Drawn], clicked: gr.RetryData,
+              *settings: float) -> Iterator[tuple]:
         """Another reply to the same message."""
-        yield from self.reply(history[:clicked.index + 1], settings)
+        yield from self.reply(history[:clicked.index + 1], drawn, settings)
 
-    def edit(self, history: list[dict], edited: gr.EditData, *settings: float) -> Iterator[tuple]:
+    def edit(self, history: list[dict], drawn: list[Drawn], edited: gr.EditData, *settings: float) -> Iterator[tuple]:
         """An earlier message reworded: the conversation goes on from there."""
         if acceptable(plain(edited.value)):
-            yield from self.reply([*history[:edited.index], said("user", edited.value.strip())], settings)
+            yield from self.reply([*history[:edited.index], said("user", edited.value.strip())], drawn, settings)
         else:
             before = said("user", edited.previous_value)
             yield shown(history=[*history[:edited.index], before, *history[edited.index + 1:]])
@@ -107,24 +133,34 @@ class ChatTab:
     def begin(self, clicked: gr.SelectData, *settings: float) -> Iterator[tuple]:
         """An example as the first message."""
         if acceptable(clicked.value["text"]):
-            yield from self.reply([said("user", clicked.value["text"])], settings)
+            yield from self.reply([said("user", clicked.value["text"])], [], settings)
         else:
             yield shown()
 
-    def undo(self, history: list[dict], clicked: gr.UndoData) -> tuple:
+    def undo(self, history: list[dict], drawn: list[Drawn], clicked: gr.UndoData) -> tuple:
         """Takes back the last message and its reply; the message returns to the text box."""
-        return ready(value=plain(text_of(history[clicked.index]))), history[:clicked.index], NOTICE, None
+        kept = history[:clicked.index]
+        return shown(ready(value=plain(text_of(history[clicked.index]))), kept, NOTICE, drawn[:replies_in(kept)])
 
-    def reply(self, history: list[dict], settings: Sequence[float], typing: bool = False) -> Iterator[tuple]:
-        """The Bot's answer to `history`, growing token by token. Who is `typing` may go on doing so: Gradio ignores
-        Enter while the event it began is under way, but not while another is.
+    def choose(self, drawn: list[Drawn], spoken: Drawn | None, clicked: gr.EventData) -> tuple:
+        """The reply that the other tabs are to look at, and the tab to open."""
+        number, tab = (sent(clicked, name) for name in ("reply", "tab"))
+        if type(number) is int and 0 <= number < len(drawn):
+            spoken = drawn[number]
+        return spoken, gr.Tabs(selected=tab) if tab in ("sampling", "attention") else gr.skip(), "reply", "reply"
+
+    def reply(self, history: list[dict], drawn: list[Drawn], settings: Sequence[float],
+              typing: bool = False) -> Iterator[tuple]:
+        """The Bot's answer to `history`, growing token by token, added to the replies of it that were `drawn`. Who is
+        `typing` may go on doing so: Gradio ignores Enter while the event it began is under way, but not while another
+        is.
         """
         ticket = self.ask(turns_of(history), settings)
         try:
             note = note_on(ticket.prompt, self.engine.model.config.seq_len)
             emptied = {"value": ""} if typing else {}
             yield shown(gr.Textbox(submit_btn=False, stop_btn=True, interactive=typing, **emptied), history, note)
-            text, ids = "", []
+            drawn, text, ids = drawn[:replies_in(history)], "", []
             for burst in ticket.bursts(patience=0.2):  # Gradio can stop this only where it yields
                 if not burst:
                     place = ticket.place
@@ -134,7 +170,7 @@ class ChatTab:
                 text += "".join(step.text for step in burst)
                 ids += [step.id for step in burst]
                 yield shown(history=[*history, said("assistant", text)], note=note if begins else None,
-                            last=Drawn(ticket.prompt.ids, list(ids)))
+                            drawn=[*drawn, Drawn(ticket.prompt.ids, list(ids))])
         except TinyGPTError as error:
             gr.Warning(str(error))  # no gr.Error: the box would keep its stop button
         finally:
@@ -170,9 +206,10 @@ class ChatTab:
             raise gr.Error(str(error), print_exception=False) from None
 
 
-def shown(message=None, history=None, note=None, last=None) -> tuple:
+def shown(message=None, history=None, note=None, drawn=None) -> tuple:
     """What an event changes on the page; the rest stays as it is."""
-    return tuple(gr.skip() if value is None else value for value in (message, history, note, last))
+    changes = tuple(gr.skip() if value is None else value for value in (message, history, note, drawn))
+    return *changes, gr.skip() if drawn is None else drawn[-1] if drawn else None
 
 
 def ready(**changes) -> gr.Textbox:
@@ -196,6 +233,10 @@ def text_of(message: dict) -> str:
     """What a message of the Chatbot says."""
     content = message["content"]
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+def replies_in(history: Sequence[dict]) -> int:
+    return sum(message["role"] == "assistant" for message in history)
 
 
 def turns_of(history: Sequence[dict]) -> list[str]:

@@ -71,12 +71,11 @@ class Choice:
 
 class SamplingTab:
     """Draws the settings and the picture into the Blocks around it. `settings` are the components whose values, in the
-    order of `Sampling`'s fields, the chat reads; `last` holds the chat's last reply, a `Drawn`.
+    order of `Sampling`'s fields, the chat reads; `spoken` holds the chat's reply to look at, a `Drawn`.
     """
 
-    def __init__(self, engine: Engine):
-        self.engine = engine
-        self.last = gr.State(None, time_to_live=3600)
+    def __init__(self, engine: Engine, spoken: gr.State):
+        self.engine, self.spoken = engine, spoken
         self.said = gr.State([], time_to_live=3600)  # the tokens drawn step by step
         with gr.Row(elem_id="sampling"):
             with gr.Column(scale=1, min_width=300):
@@ -95,7 +94,7 @@ class SamplingTab:
     def draw_choice(self) -> None:
         """One choice of the model, and the reply drawn step by step."""
         gr.Markdown(ABOUT.format(vocabulary=self.engine.model.config.vocab_size))
-        self.source = gr.Radio([("this message", "message"), ("the chat's last reply", "reply")], value="message",
+        self.source = gr.Radio([("this message", "message"), ("the chat's reply", "reply")], value="message",
                                label="The next token after", elem_id="source")
         self.message = gr.Textbox("Where should we eat tonight?", label="Message", max_lines=3, elem_id="looked-at")
         self.position = gr.Slider(1, 40, 1, step=1, label="Token of the reply", visible=False, elem_id="position")
@@ -125,14 +124,14 @@ class SamplingTab:
         quiet = {"show_progress": "hidden", "api_visibility": "private", "concurrency_id": "look",
                  "concurrency_limit": 2}
         sliders = [setting for setting in self.settings if isinstance(setting, gr.Slider)]
-        place = [self.source, self.message, self.position, self.last, self.said]
+        place = [self.source, self.message, self.position, self.spoken, self.said]
         looked_at = [*place, *self.settings]
         shown = [self.picture, self.summary, self.table, self.saving, self.written, self.rival, self.preset, self.idle]
         self.preset.input(lambda name: [getattr(PRESETS[name], field.name) for field in fields(Sampling)
                                         if field.name in SLIDERS], self.preset, sliders, **quiet)
         gr.on([setting.change for setting in self.settings], self.look, looked_at, shown,
               trigger_mode="always_last", **quiet)  # by mouse or keyboard, and not oftener than it can be shown
-        choosing = (self.choose_source, [self.source, self.last, self.position],
+        choosing = (self.choose_source, [self.source, self.spoken, self.position],
                     [self.message, self.position, self.said])
         self.source.input(*choosing, **quiet).then(self.look, looked_at, shown, **quiet)
         for moved in (self.message.submit, self.position.release):  # elsewhere, nothing is drawn yet
@@ -147,24 +146,24 @@ class SamplingTab:
                              **{**quiet, "show_progress": "full"})
         self.show = lambda tab: tab.select(*choosing, **quiet).then(self.look, looked_at, shown, **quiet)
 
-    def choose_source(self, source: str, last: Drawn | None, position: int) -> tuple:
-        """Shows the message box, or the slider over the tokens of the last reply."""
-        tokens = max(2, len(last.reply) if last else 1)
+    def choose_source(self, source: str, spoken: Drawn | None, position: int) -> tuple:
+        """Shows the message box, or the slider over the tokens of the reply."""
+        tokens = max(2, len(spoken.reply) if spoken else 1)
         return gr.Textbox(visible=source == "message"), gr.Slider(
             visible=source == "reply", maximum=tokens, value=position if position <= tokens else 1), []
 
     # ------------------------------------------------------------------------------------------------- one choice
 
-    def read(self, source: str, message: str, position: int, last: Drawn | None, said: list[int],
+    def read(self, source: str, message: str, position: int, spoken: Drawn | None, said: list[int],
              *settings: float) -> Choice:
         """What is to be looked at. Raises TinyGPTError for what cannot be."""
         sampling, drawn = read_settings(settings), None
         if source == "reply":
-            if not last:
+            if not spoken:
                 raise TinyGPTError("There is no reply yet: say something in the chat first.")
-            place = min(max(1, int(position)), len(last.reply)) - 1
-            prompt, drawn = last.prompt, None if said else last.reply[place]
-            said = [*last.reply[:place], *said]
+            place = min(max(1, int(position)), len(spoken.reply)) - 1
+            prompt, drawn = spoken.prompt, None if said else spoken.reply[place]
+            said = [*spoken.reply[:place], *said]
         else:
             if problem := too_long(message):
                 raise TinyGPTError(problem)
@@ -253,11 +252,11 @@ class SamplingTab:
         sayable = token >= len(MARKERS) or (token in ENDS and choice.said)
         return [*said, token] if sayable else said
 
-    def next_choice(self, source: str, message: str, position: int, last: Drawn | None, said: list[int],
+    def next_choice(self, source: str, message: str, position: int, spoken: Drawn | None, said: list[int],
                     *settings: float) -> tuple[Choice | None, list[int]]:
         """The choice to go on from, None if the reply has ended or `look` says what is wrong; and `said`."""
         try:
-            choice = self.read(source, message, position, last, said, *settings)
+            choice = self.read(source, message, position, spoken, said, *settings)
         except TinyGPTError:
             return None, said
         ended = self.full(choice) or (said and said[-1] in ENDS)

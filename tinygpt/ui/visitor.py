@@ -1,4 +1,4 @@
-"""What comes from a visitor, checked before any work is done; what is remembered of the last reply; and tables that
+"""What comes from a visitor, checked before any work is done; what is remembered of a reply; and tables that
 visitors may take away.
 """
 
@@ -8,6 +8,8 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from urllib.parse import quote
+
+import gradio as gr
 
 from tinygpt.sampling import Sampling
 
@@ -38,6 +40,11 @@ def read_settings(values: Sequence[float]) -> Sampling:
         whole = isinstance(field.default, int)
         given[field.name] = int(value) if whole and isinstance(value, float) and value.is_integer() else value
     return Sampling(**given)
+
+
+def sent(event: gr.EventData, name: str) -> object:
+    """What a script of the page sent along under that name, of whatever kind; None if nothing."""
+    return event._data.get(name) if isinstance(event._data, dict) else None
 
 
 def html_table(header: list[str], rows: list[list[str]]) -> str:
