@@ -355,8 +355,8 @@ def load_run(folder: str | Path) -> tuple[Config, list[str], Path | None]:
     path = folder / "run.json"
     try:
         run = json.loads(path.read_text())
-        init = run.get("init")
-        return from_json(run["config"], str(path)), list(run["sources"]), Path(init) if init else None
+        config, sources, init = from_json(run["config"], str(path)), list(run["sources"]), run.get("init")
+        return config, sources, Path(init) if init else None
     except (ValueError, KeyError, TypeError):
         raise TinyGPTError(f"{path} is damaged, so the run cannot go on; put back the file that train.py wrote, or "
                            "start a new run.") from None
