@@ -46,7 +46,7 @@ def build_page(engine: Engine, log: Sequence[Mapping] = ()) -> gr.Blocks:
                 attention = attention_tab.AttentionTab(engine, chat.spoken, log)
         chat.wire(sampling.settings, tabs, [sampling.source, attention.source])
         sampling.show(sampling_page)
-        attention.show(attention_page)
+        attention.wire(attention_page, tabs, page)
     return page.queue(max_size=64)
 
 

@@ -116,7 +116,7 @@ def head_map(tokens: Sequence[str], weights: np.ndarray, scale: str = "linear") 
         ticks = {"tickvals": [-3, -2, -1, 0], "ticktext": ["0.001", "0.01", "0.1", "1"]}
     shown[np.triu_indices(size, 1)] = np.nan  # the future
     names = [f"{html.escape(token)} {place}" for place, token in enumerate(tokens)]
-    every = max(1, -(-size // 45))
+    every = max(1, -(-size // 30))
     axis = {"tickvals": list(range(0, size, every)), "ticktext": names[::every], "showgrid": False, "zeroline": False}
     low = -3.0 if scale == "logarithmic" else 0.0
     figure = go.Figure(go.Heatmap(
@@ -124,8 +124,9 @@ def head_map(tokens: Sequence[str], weights: np.ndarray, scale: str = "linear") 
         colorbar={"thickness": 10, "len": 0.6, "orientation": "h", "y": 1.01, "yanchor": "bottom", **ticks},
         hovertemplate="from %{y}<br>to %{x}<br>weight %{customdata:.4f}<extra></extra>"))
     figure.update_xaxes(title="key: looked at", side="bottom", tickangle=-60, constrain="domain", **axis)
-    figure.update_yaxes(title="query: looks", autorange="reversed", scaleanchor="x", constrain="domain", **axis)
-    figure.update_layout(height=620, margin={"t": 20, "l": 10, "r": 10, "b": 20}, **PLAIN)
+    figure.update_yaxes(title="query: looks", autorange="reversed", scaleanchor="x", constrain="domain",
+                        constraintoward="top", **axis)
+    figure.update_layout(height=560, margin={"t": 20, "l": 10, "r": 10, "b": 20}, **PLAIN)
     return figure
 
 

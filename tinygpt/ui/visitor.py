@@ -10,9 +10,24 @@ from dataclasses import dataclass, fields
 from urllib.parse import quote
 
 import gradio as gr
+import plotly.graph_objects as go
 
 from tinygpt.sampling import Sampling
 
+SAVE = """element.addEventListener('click', event => {
+  const kind = event.target.dataset.as, name = event.target.closest('[data-name]')?.dataset.name;
+  const graph = element.closest('.column').querySelector('.js-plotly-plot');
+  if (kind === 'page') trigger('click');
+  else if (kind) Plotly.downloadImage(
+    {data: graph.data, layout: {...graph.layout, paper_bgcolor: 'white', font: {color: '#444'}}},
+    {format: kind, filename: name, width: graph.clientWidth, height: graph.clientHeight, scale: 2});
+});"""  # for the gr.HTML that shows ways_to_save, in one column with its picture
+SAVE_PAGE = """page => {
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(new Blob([page], {type: 'text/html'}));
+  link.download = 'tinygpt.html';
+  link.click();
+}"""
 LONGEST_MESSAGE = 2_000  # characters; several times what the model can read
 
 
@@ -53,8 +68,20 @@ def html_table(header: list[str], rows: list[list[str]]) -> str:
     return f"<table class='plain'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def link_to_csv(header: list[str], rows: list[list], name: str) -> str:
+def link_to_csv(header: list[str], rows: list[list], name: str, label: str = "Save as CSV") -> str:
     """A link that saves the table, made in the page itself: no file is kept on the server."""
     text = io.StringIO()
     csv.writer(text).writerows([header, *rows])
-    return f'<a download="{name}.csv" href="data:text/csv;charset=utf-8,{quote(text.getvalue())}">Save as CSV</a>'
+    return f'<a download="{name}.csv" href="data:text/csv;charset=utf-8,{quote(text.getvalue())}">{label}</a>'
+
+
+def ways_to_save(header: list[str], rows: list[list], name: str, link: str = "") -> str:
+    """A row of them, for the picture just above (with `SAVE`) and its table, and a link to come back."""
+    return (f'<p class="saving" data-name="{name}">Save as <button data-as="png">PNG</button> '
+            f'<button data-as="svg">SVG</button> {link_to_csv(header, rows, name, "CSV")} '
+            f'<button data-as="page">web page</button> {link}</p>')
+
+
+def whole_page(figure: go.Figure) -> str:
+    """A picture as a web page of its own, which needs no network (4.7 MB, nearly all of it plotly's script)."""
+    return figure.update_layout(paper_bgcolor="white").to_html(include_plotlyjs=True)
