@@ -119,6 +119,7 @@ def test_a_link_opens_the_same_text_layer_and_head(tab):
     text = 'Is 1 < 2 & "so"?'
     _, *opened = followed(tab, tab.link("text", text, None, 1, 0))
     assert opened[:2] == ["text", text] and opened[3:] == [1, 0]
+    assert followed(tab, tab.link("text", "half \ud800", None, 0, 0))[2] == "half \ufffd"
     prompt = tab.tokenizer.encode_prompt(["Hi", "Hello!", "Bye"], 128).ids
     spoken = Drawn(prompt, [*tab.tokenizer.encode("See you."), SEP])
     _, source, _, found, layer, head = followed(tab, tab.link("reply", "", spoken, 0, 1))

@@ -176,10 +176,10 @@ def head_mask(model: TinyGPT, heads: Iterable[Head]) -> Tensor:
     config = model.config
     mask = torch.ones(config.num_layers, config.num_heads, device=next(model.parameters()).device)
     for layer, head in heads:
-        if not (0 <= layer < config.num_layers and 0 <= head < config.num_heads):
+        if layer not in range(config.num_layers) or head not in range(config.num_heads):
             raise TinyGPTError(f"There is no head {head} in layer {layer}; layers go from 0 to "
                                f"{config.num_layers - 1}, heads from 0 to {config.num_heads - 1}.")
-        mask[layer, head] = 0
+        mask[int(layer), int(head)] = 0
     return mask
 
 

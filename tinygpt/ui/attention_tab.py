@@ -17,7 +17,7 @@ from tinygpt.figures import attention_tile, head_map, importance_map, lens_map, 
 from tinygpt.generate import Decoder, Reply
 from tinygpt.model import TinyGPT
 from tinygpt.sampling import Sampling
-from tinygpt.tokenizer import SEP, Prompt
+from tinygpt.tokenizer import SEP, Prompt, normalize
 from tinygpt.ui.visitor import (
     SAVE,
     SAVE_PAGE,
@@ -58,7 +58,8 @@ token and the reply, always the likeliest one. *Measure every head* removes each
 this choice depends on; most depend on few ([Michel et al. 2019](https://arxiv.org/abs/1905.10650))."""
 CSS = """
 #attention { max-width: 1400px; margin: 0 auto; }
-#heads .grid { display: grid; gap: 6px; align-items: start; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); }
+#heads .grid { display: grid; gap: 6px; align-items: start;
+               grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); }
 #heads button { border: 1px solid var(--border-color-primary); border-radius: 6px; padding: 4px; text-align: left;
                 font-size: 11px; font-weight: 400; line-height: 1.3; background: none; cursor: pointer;
                 color: var(--body-text-color); }
@@ -191,7 +192,8 @@ class AttentionTab:
         importance = self.show_importance, text, [self.importance, self.importance_saving]
         views = {"Heads": [one, overview, other], "Layers": [lens], "Removal": [without], "Training": [course]}
 
-        self.example.input(lambda name: (EXAMPLES[name], "text"), self.example, [self.text, self.source], **quiet)
+        self.example.input(lambda name: (EXAMPLES.get(name, ""), "text"), self.example, [self.text, self.source],
+                           **quiet)
         changed = gr.on([tab.select, self.source.input, self.text.submit, self.example.input], self.read_note, text,
                         [self.note, self.query], **quiet)
         for name, shows in views.items():
@@ -268,7 +270,7 @@ class AttentionTab:
 
     def link(self, source: str, text: str, spoken: Drawn | None, layer: int, head: int) -> str:
         """A link that opens the page with the same text, layer and head."""
-        where = {"text": " ".join(text.split()), "layer": layer, "head": head}
+        where = {"text": normalize(text or ""), "layer": layer, "head": head}
         if source == "reply":
             turns, reply = [[]], self.tokenizer.decode(spoken.reply)
             for id in spoken.prompt:
