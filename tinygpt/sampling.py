@@ -73,8 +73,8 @@ def block_repeated_ngrams(logits: Tensor, seen: Tensor, size: int) -> Tensor:
     last = seen[:, None, seen.size(1) - size + 1:]  # (B, 1, size - 1), what the next token would complete
     ends = runs[..., -1]  # (B, S - size + 1)
     again = (runs[..., :-1] == last).all(-1) & (ends >= len(MARKERS))
-    blocked = torch.zeros_like(logits, dtype=torch.int64).scatter_add(-1, ends, again.long())
-    return logits.masked_fill(blocked > 0, -torch.inf)  # (B, V)
+    cut = logits.gather(-1, ends).masked_fill(again, -torch.inf)
+    return logits.scatter_reduce(-1, ends, cut, "amin")  # (B, V); a token that ends several runs is cut by any of them
 
 
 def scale_by_temperature(logits: Tensor, temperature: float) -> Tensor:
