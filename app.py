@@ -29,6 +29,10 @@ footer .divider { display: none !important; }
 table.plain { width: 100%; border-collapse: collapse; margin-bottom: 10px; }
 table.plain :is(th, td) { text-align: left; vertical-align: top; padding: 6px 10px 6px 0;
                           border: 0 solid var(--border-color-primary); border-bottom-width: 1px; }
+.sentence { line-height: 2; }
+.sentence button { border: none; border-radius: 4px; padding: 2px 3px; margin: 0 1px; cursor: pointer; color: inherit;
+                   font: inherit; }
+.sentence button[aria-pressed=true] { outline: 2px solid #D55E00; }
 .fillable { padding: 16px clamp(12px, 2.5vw, 32px) 8px !important; }
 """
 

@@ -45,6 +45,16 @@ def table(shown):
     return {row[0]: [float(x) for x in row[1:]] for row in csv_of(shown[3])[1:]}
 
 
+def test_the_words_of_a_reply_are_as_dark_as_they_were_likely(tab):
+    model, tokenizer = tab.engine.model, tab.engine.tokenizer
+    steps = list(stream(model, tokenizer, ["Hello!"], Sampling(seed=3, max_new_tokens=9)))
+    spoken = Drawn(tokenizer.encode_prompt(["Hello!"], 119).ids, [step.id for step in steps])
+    shown = tab.show_words(spoken, 1)
+    assert [float(p) for p in re.findall(r'title="([\d.]+)"', shown)] == pytest.approx(
+        [step.probability for step in steps], abs=6e-5)
+    assert re.findall(r'data-number="(\d+)" aria-pressed="true"', shown) == ["0"]
+
+
 def test_every_setting_has_a_control_that_starts_at_its_default(tab):
     assert [component.value for component in tab.settings] == list(astuple(Sampling()))
     assert {field.name for field in fields(Sampling)} == {*SLIDERS, "seed"}
@@ -211,6 +221,11 @@ def test_in_the_browser_a_setting_reaches_the_chat_and_its_reply_the_picture(tin
             page.get_by_role("tab", name="Sampling").click()
             page.get_by_label("the chat's reply").click()
             expect(page.locator("#summary")).to_contain_text("Drawn was")
+            words = page.locator("#words button")
+            words.last.focus()
+            page.keyboard.press("Enter")
+            expect(words.last).to_have_attribute("aria-pressed", "true")
+            expect(page.locator("#summary")).to_contain_text(f"Drawn was {words.last.inner_text()}")
             page.get_by_label("this message").click()
             written = page.locator("#written textarea")
             expect(written).to_have_value("")

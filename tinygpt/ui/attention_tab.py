@@ -21,10 +21,12 @@ from tinygpt.tokenizer import SEP, Prompt, normalize
 from tinygpt.ui.visitor import (
     SAVE,
     SAVE_PAGE,
+    TRIGGER,
     Drawn,
+    chosen_in,
     html_table,
     link_to_csv,
-    sent,
+    shaded,
     too_long,
     ways_to_save,
     whole_page,
@@ -65,10 +67,6 @@ CSS = """
                 color: var(--body-text-color); }
 #heads button[aria-pressed=true] { outline: 3px solid var(--color-accent); }
 #heads img { width: 100%; image-rendering: pixelated; display: block; background: #fff; margin: 0 0 3px; }
-.sentence { line-height: 2; }
-.sentence button { border: none; border-radius: 4px; padding: 2px 3px; margin: 0 1px; cursor: pointer; color: inherit;
-                   font: inherit; }
-.sentence button[aria-pressed=true] { outline: 2px solid #D55E00; }
 #lens, .wide { overflow-x: auto; }
 .saving { font-size: 13px; color: var(--body-text-color-subdued); }
 .saving :is(button, a) { color: var(--link-text-color); text-decoration: underline; margin: 0 4px; padding: 2px;
@@ -80,10 +78,6 @@ ZOOM = """(...given) => {
   const {xaxis, yaxis} = document.querySelector('#%shead-map .js-plotly-plot')?._fullLayout ?? {};
   return [...given.slice(0, -1), xaxis && !xaxis.autorange ? [xaxis.range, yaxis.range] : null];
 }"""  # Gradio draws each picture anew; this takes the zoom along
-TRIGGER = """element.addEventListener('click', event => {
-  const button = event.target.closest('button');
-  if (button) trigger('click', {chosen: Number(button.dataset.number)});
-});"""
 
 
 class HeadPanel:
@@ -214,7 +208,7 @@ class AttentionTab:
         self.compare.change(lambda compare: [gr.update(visible=compare)] * 2, self.compare,
                             [self.beside, self.other_text], **quiet).then(*other, **quiet).then(
             None, js="() => window.dispatchEvent(new Event('resize'))")  # the first picture has less room, or more
-        self.overview.click(self.choose_head, None, self.panel.chosen, **quiet)
+        self.overview.click(self.choose_head, None, self.panel.chosen, queue=False, **quiet)
         gr.on([self.removed.change, self.how.change], *without, trigger_mode="always_last", **quiet)
         self.measure.click(*importance, **{**quiet, "show_progress": "full"})
         self.score.change(*course, **quiet)
@@ -361,7 +355,7 @@ class AttentionTab:
         figure = head_map(names, weights.numpy(), scale)
         if is_zoom(zoom):
             figure.update_layout(xaxis_range=zoom[0], yaxis_range=zoom[1], yaxis_autorange=False)
-        return figure, saving, summary, shaded(names, weights[query], query)
+        return figure, saving, summary, shaded(names, weights[query].tolist(), query)
 
     def show_other(self, compare: bool, other: str, source: str, text: str, *given: object) -> tuple:
         """The same beside it, where two are compared: of the `other` text if there is one."""
@@ -447,15 +441,6 @@ def seen_as(maps: Tensor, layer: int, head: int, view: str) -> tuple[Tensor, str
     return maps[layer, head].cpu(), f"Layer {layer}, head {head}"
 
 
-def shaded(names: Sequence[str], weights: Tensor, query: int) -> str:
-    """The text as buttons that choose a token to look from, each as dark as it is looked at: HTML."""
-    return "".join(
-        f'<button data-number="{place}" aria-pressed="{str(place == query).lower()}" '
-        f'title="{float(weight):.4f}" style="background: rgba(0,114,178,{float(weight) ** 0.5 * 0.7:.3f})">'
-        f"{html.escape(name)}</button>"
-        for place, (name, weight) in enumerate(zip(names, weights, strict=True)))
-
-
 def folded(header: list[str], rows: list[list[str]]) -> str:
     return ("<details><summary>The same as a table</summary>"
             f"<div class='wide'>{html_table(header, rows)}</div></details>")
@@ -466,12 +451,6 @@ def is_zoom(value: object) -> bool:
     if not isinstance(value, list) or [len(pair) if isinstance(pair, list) else 0 for pair in value] != [2, 2]:
         return False
     return all(type(number) in (int, float) and math.isfinite(number) for pair in value for number in pair)
-
-
-def chosen_in(event: gr.EventData) -> int:
-    """The number of the button that was clicked; -1 for anything else that was sent."""
-    chosen = sent(event, "chosen")
-    return chosen if type(chosen) is int else -1
 
 
 def heads_of(names: Sequence[str]) -> list[look.Head]:

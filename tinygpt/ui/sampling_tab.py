@@ -18,7 +18,7 @@ from tinygpt.generate import Decoder, Reply, candidates, fit_prompt, sayable
 from tinygpt.model import Cache
 from tinygpt.sampling import Sampling, idle, stages
 from tinygpt.tokenizer import EOS, MARKERS, SEP, Prompt
-from tinygpt.ui.visitor import Drawn, html_table, link_to_csv, read_settings, too_long
+from tinygpt.ui.visitor import TRIGGER, Drawn, chosen_in, html_table, link_to_csv, read_settings, shaded, too_long
 
 PRESETS = {
     "balanced": Sampling(),
@@ -43,6 +43,7 @@ them, and the next token is drawn from the last one. **Grey** was cut at that st
 really drawn. Above each stage: how many tokens are left, how much of the probability before it they had, and the
 entropy (bits: how many yes-or-no questions the choice is worth). With the repetitions go the markers that the Bot never
 says, and the end of a reply that has not begun."""
+WORDS = "<p>Each token as dark as it was likely. Choose one to see what else could have come:</p>"
 VARIETY = """### Many replies
 The same dice for both columns; ★ is the reply that sample-and-rank would give: the one whose tokens the model itself
 finds likeliest, of those that came to an end."""
@@ -97,7 +98,8 @@ class SamplingTab:
         self.source = gr.Radio([("this message", "message"), ("the chat's reply", "reply")], value="message",
                                label="The next token after", elem_id="source")
         self.message = gr.Textbox("Where should we eat tonight?", label="Message", max_lines=3, elem_id="looked-at")
-        self.position = gr.Slider(1, 40, 1, step=1, label="Token of the reply", visible=False, elem_id="position")
+        self.words = gr.HTML(visible=False, elem_id="words", elem_classes="sentence", js_on_load=TRIGGER)
+        self.position = gr.State(1)
         self.picture = gr.Plot(show_label=False, elem_id="stages")
         self.summary = gr.Markdown(elem_id="summary")
         with gr.Accordion("The same as a table", open=False):
@@ -131,11 +133,12 @@ class SamplingTab:
                                         if field.name in SLIDERS], self.preset, sliders, **quiet)
         gr.on([setting.change for setting in self.settings], self.look, looked_at, shown,
               trigger_mode="always_last", **quiet)  # by mouse or keyboard, and not oftener than it can be shown
-        choosing = (self.choose_source, [self.source, self.spoken, self.position],
-                    [self.message, self.position, self.said])
+        choosing = (self.choose_source, [self.source, self.spoken],
+                    [self.message, self.words, self.position, self.said])
         self.source.input(*choosing, **quiet).then(self.look, looked_at, shown, **quiet)
-        for moved in (self.message.submit, self.position.release):  # elsewhere, nothing is drawn yet
-            moved(lambda: [], None, self.said, **quiet).then(self.look, looked_at, shown, **quiet)
+        self.message.submit(lambda: [], None, self.said, **quiet).then(self.look, looked_at, shown, **quiet)
+        self.words.click(self.choose_position, self.spoken, [self.words, self.position, self.said], **quiet).then(
+            self.look, looked_at, shown, **quiet)
         for event, step, given in (
                 (self.draw_one.click, partial(self.draw_tokens, most=1), looked_at),
                 (self.draw_rest.click, partial(self.draw_tokens, most=self.engine.model.config.seq_len), looked_at),
@@ -146,11 +149,23 @@ class SamplingTab:
                              **{**quiet, "show_progress": "full"})
         self.show = lambda tab: tab.select(*choosing, **quiet).then(self.look, looked_at, shown, **quiet)
 
-    def choose_source(self, source: str, spoken: Drawn | None, position: int) -> tuple:
-        """Shows the message box, or the slider over the tokens of the reply."""
-        tokens = max(2, len(spoken.reply) if spoken else 1)
-        return gr.Textbox(visible=source == "message"), gr.Slider(
-            visible=source == "reply", maximum=tokens, value=position if position <= tokens else 1), []
+    def choose_source(self, source: str, spoken: Drawn | None) -> tuple:
+        """Shows the message box, or the reply's tokens, of which the first is looked at."""
+        words = self.show_words(spoken, 1) if spoken else ""
+        return gr.Textbox(visible=source == "message"), gr.HTML(words, visible=source == "reply"), 1, []
+
+    def choose_position(self, spoken: Drawn | None, event: gr.EventData) -> tuple:
+        """Another token of the reply, where nothing else has been drawn yet."""
+        position = chosen_in(event) + 1
+        return self.show_words(spoken, position) if spoken else "", position, []
+
+    @torch.inference_mode()
+    def show_words(self, spoken: Drawn, position: int) -> str:
+        """The reply's tokens, each as dark as it was likely in the model's own eyes: HTML."""
+        ids = torch.tensor([*spoken.prompt, *spoken.reply], device=self.engine.decoder.device)
+        hidden = self.engine.model.hidden(ids[None, :-1])[0, len(spoken.prompt) - 1:]  # (T, C)
+        odds = self.engine.model.logits(hidden).softmax(-1).gather(-1, ids[len(spoken.prompt):, None])[:, 0]  # (T,)
+        return WORDS + shaded([self.name(id) for id in spoken.reply], odds.tolist(), position - 1)
 
     # ------------------------------------------------------------------------------------------------- one choice
 

@@ -14,6 +14,10 @@ import plotly.graph_objects as go
 
 from tinygpt.sampling import Sampling
 
+TRIGGER = """element.addEventListener('click', event => {
+  const button = event.target.closest('button');
+  if (button) trigger('click', {chosen: Number(button.dataset.number)});
+});"""  # for a gr.HTML of numbered buttons
 SAVE = """element.addEventListener('click', event => {
   const kind = event.target.dataset.as, name = event.target.closest('[data-name]')?.dataset.name;
   const graph = element.closest('.column').querySelector('.js-plotly-plot');
@@ -60,6 +64,20 @@ def read_settings(values: Sequence[float]) -> Sampling:
 def sent(event: gr.EventData, name: str) -> object:
     """What a script of the page sent along under that name, of whatever kind; None if nothing."""
     return event._data.get(name) if isinstance(event._data, dict) else None
+
+
+def chosen_in(event: gr.EventData) -> int:
+    """The number of the button that was clicked; -1 for anything else that was sent."""
+    chosen = sent(event, "chosen")
+    return chosen if type(chosen) is int else -1
+
+
+def shaded(tokens: Sequence[str], shares: Sequence[float], chosen: int) -> str:
+    """Tokens as numbered buttons (with `TRIGGER`), each as dark as its share (0 to 1): HTML of the class sentence."""
+    return "".join(
+        f'<button data-number="{place}" aria-pressed="{str(place == chosen).lower()}" title="{share:.4f}" '
+        f'style="background: rgba(0,114,178,{share ** 0.5 * 0.7:.3f})">{html.escape(token)}</button>'
+        for place, (token, share) in enumerate(zip(tokens, shares, strict=True)))
 
 
 def html_table(header: list[str], rows: list[list[str]]) -> str:
